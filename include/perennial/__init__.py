@@ -1,0 +1,1 @@
+"""Perennial keeps production models healthy; see ARCHITECTURE.md."""

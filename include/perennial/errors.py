@@ -1,0 +1,137 @@
+"""Every error Perennial raises on purpose.
+
+PerennialError
+├── SpecError                 a spec.yaml, source.py or pipeline.py is wrong
+│   └── SuiteError            an expectation suite file is wrong
+├── SourceError               the reader could not deliver the batch
+│   ├── SourceEmpty           no rows where rows were promised
+│   └── SourceUnreadable      truncated, corrupt or absent data
+├── BatchError                the rows break the spec's contract
+│   ├── SchemaMismatch        a column is missing, unexpected or of the wrong type
+│   ├── DuplicateEntity       an entity stands twice in one batch
+│   ├── OutsidePartition      an event time outside [start, end)
+│   ├── TimeZoneMismatch      naive times where aware ones are needed, or the reverse
+│   ├── NullLabel             a label that is null or not a number
+│   └── BatchQuarantined      a critical expectation failed; the rows are in `quarantine`
+├── EvidenceError             a number that no rule can judge (NaN, negative count)
+├── TrainingError             a model could not be fitted or evaluated
+│   └── NotEnoughRows         the snapshot is smaller than the spec's minimum
+└── StoreError                a store did not do what was asked
+    ├── LakeError             a table could not be read or written
+    ├── LedgerError           the ledger could not be read or written
+    │   ├── LedgerTampered    the hash chain does not hold
+    │   ├── DeploymentConflict  somebody else changed the deployment first
+    │   └── LeaseTaken        another run holds the single-flight lease
+    └── RegistryError         MLflow could not be reached, or refused
+        ├── RegistryUnavailable
+        ├── ArtifactMissing   the version is registered, its artifact is gone
+        └── UntrustedType     the artifact holds a type outside the trust list
+
+Every message says what, where, both values, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PerennialError(Exception):
+    """Base of all errors raised on purpose; the CLI prints its message without a traceback."""
+
+
+class SpecError(PerennialError):
+    """A model spec, or the Python beside it, cannot be used."""
+
+
+class SuiteError(SpecError):
+    """An expectation suite file cannot be used."""
+
+
+class SourceError(PerennialError):
+    """The reader could not deliver the batch."""
+
+
+class SourceEmpty(SourceError):
+    """No rows where the spec promises rows."""
+
+
+class SourceUnreadable(SourceError):
+    """The source's bytes are absent, truncated or corrupt."""
+
+
+class BatchError(PerennialError):
+    """The rows of a batch break the spec's contract."""
+
+
+class SchemaMismatch(BatchError):
+    """A column is missing, unexpected or of the wrong type."""
+
+
+class DuplicateEntity(BatchError):
+    """An entity stands twice in one batch."""
+
+
+class OutsidePartition(BatchError):
+    """An event time lies outside the batch's [start, end)."""
+
+
+class TimeZoneMismatch(BatchError):
+    """Naive times where aware ones are needed, or the reverse."""
+
+
+class NullLabel(BatchError):
+    """A label is null or not a number."""
+
+
+class BatchQuarantined(BatchError):
+    """A critical expectation failed; the rows were written to `quarantine`."""
+
+
+class EvidenceError(PerennialError):
+    """A number that no rule can judge: NaN, infinity, a negative count."""
+
+
+class TrainingError(PerennialError):
+    """A model could not be fitted or evaluated."""
+
+
+class NotEnoughRows(TrainingError):
+    """The snapshot is smaller than the spec's minimum."""
+
+
+class StoreError(PerennialError):
+    """A store did not do what was asked."""
+
+
+class LakeError(StoreError):
+    """A table could not be read or written."""
+
+
+class LedgerError(StoreError):
+    """The ledger could not be read or written."""
+
+
+class LedgerTampered(LedgerError):
+    """The hash chain does not hold."""
+
+
+class DeploymentConflict(LedgerError):
+    """The deployment's revision is not the one the caller saw."""
+
+
+class LeaseTaken(LedgerError):
+    """Another run holds the lease."""
+
+
+class RegistryError(StoreError):
+    """The registry could not be reached, or refused."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The MLflow server does not answer."""
+
+
+class ArtifactMissing(RegistryError):
+    """A version is registered but its artifact is gone."""
+
+
+class UntrustedType(RegistryError):
+    """A model artifact holds a type outside the trust list."""

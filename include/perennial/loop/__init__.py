@@ -1,0 +1,1 @@
+"""The deeds: one use case for each DAG, same names."""

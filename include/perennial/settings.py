@@ -1,0 +1,48 @@
+"""Where the stores are. Read from the environment once, by the wiring; nothing below it looks at the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+class Settings(BaseSettings):
+    """`PERENNIAL_*` variables; every default lives under `PERENNIAL_HOME`, which `rm -r` resets."""
+
+    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True)
+
+    home: Path = PROJECT / ".perennial"
+    #: local folder or s3://bucket/prefix (credentials and endpoint from the usual AWS_* variables)
+    lake: str = ""
+    #: SQLAlchemy URL: sqlite:///... or postgresql+psycopg2://...
+    ledger: str = ""
+    #: folder with `expectations/<suite>.json`
+    suites: Path = PROJECT / "great_expectations"
+    #: MLflow: a server's http:// address, or sqlite:///...
+    mlflow: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
+    airflow_url: str = "http://127.0.0.1:8080"
+    mlflow_url: str = "http://127.0.0.1:5000"
+
+    @property
+    def lake_root(self) -> str:
+        """Root of the Delta tables."""
+        return self.lake or str(self.home / "lake")
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger's database."""
+        return self.ledger or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking and registry address."""
+        return self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def reports(self) -> Path:
+        """Evidently reports and Data Docs, as HTML."""
+        return self.home / "reports"
