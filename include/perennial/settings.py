@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -46,3 +48,8 @@ class Settings(BaseSettings):
     def reports(self) -> Path:
         """Evidently reports and Data Docs, as HTML."""
         return self.home / "reports"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What `${NAME}` in a source's path or URL stands for."""
+        return os.environ

@@ -118,6 +118,8 @@ class Label(Section):
     #: binary: the value that counts as 1; multiclass: all classes
     positive: str | int | float | bool | None = None
     classes: tuple[str, ...] = ()
+    #: how far back a batch's monitoring looks for labels that came late or were corrected
+    lookback: Duration = timedelta(days=30)
     #: where labels come from, when not from the batch's own source (same kinds of reader; must yield entity,
     #: event time and label column; may yield `known_at`)
     source: Source | None = None
@@ -199,6 +201,15 @@ class Schedule(Section):
     def tick_after(self, moment: datetime) -> datetime:
         """The first tick strictly after `moment` (aware)."""
         tick = croniter(self.cron, moment.astimezone(self.zone), ret_type=datetime).get_next()
+        assert isinstance(tick, datetime)
+        return tick
+
+    def tick_at_or_before(self, moment: datetime) -> datetime:
+        """The last tick at or before `moment` (aware): the start of the partition that holds it."""
+        local = moment.astimezone(self.zone)
+        if croniter.match(self.cron, local) and not (local.second or local.microsecond):
+            return local
+        tick = croniter(self.cron, local, ret_type=datetime).get_prev()
         assert isinstance(tick, datetime)
         return tick
 
@@ -370,6 +381,19 @@ class Rollout(Section):
     max_partitions: Annotated[int, Field(ge=1)] = 8
     #: share of rows without a prediction that the challenger may have beyond the champion's
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.001
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The challenger's shares, stage by stage, that the strategy makes of `stages`."""
+        match self.strategy:
+            case "all_at_once" | "blue_green":
+                return (1.0,)
+            case "shadow":
+                return (0.0, 1.0)
+            case "ab":
+                return (0.5, 1.0)
+            case _:
+                return self.stages
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

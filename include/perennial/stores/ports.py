@@ -17,6 +17,7 @@ from perennial.records import (
     Measurement,
     ModelVersion,
     Profile,
+    PromotionEvidence,
     RunLink,
     Snapshot,
 )
@@ -209,6 +210,8 @@ class TrainingRun:
     label_mean: float
     link: RunLink
     git_commit: str
+    #: what the gate will judge; logged as `evidence.json`
+    evidence: PromotionEvidence | None = None
     trials: tuple[Trial, ...] = ()
     importance: dict[str, float] = field(default_factory=dict)
 
@@ -222,6 +225,14 @@ class Registry(Protocol):
         Raises:
             RegistryUnavailable: the server does not answer (its address is named).
             UntrustedType: the estimator holds types outside the trust list (all are named).
+        """
+        ...
+
+    def evidence(self, run_id: str) -> PromotionEvidence:
+        """The evidence that `log_run` stored with the run.
+
+        Raises:
+            ArtifactMissing: the run holds none.
         """
         ...
 
