@@ -68,6 +68,11 @@ class Partition(_Strict):
         """The start, ISO formatted in the schedule's time zone, without offset: `2013-06-03T00:00:00`."""
         return self.start.replace(tzinfo=None).isoformat(timespec="seconds")
 
+    @property
+    def bound(self) -> str:
+        """The smallest text greater than `key`: the exclusive upper bound of a scan of this partition alone."""
+        return self.key + "\x00"
+
 
 @dataclass(frozen=True)
 class CheckFailure(_Strict):
@@ -168,6 +173,14 @@ class ModelVersion(_Strict):
     #: share of positives or mean of the label in the training rows
     label_mean: float
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial(_Strict):
+    """One trial of a parameter search."""
+
+    params: dict[str, Json]
+    loss: float
 
 
 class Strategy(StrEnum):
@@ -438,7 +451,7 @@ class Decision(_Strict):
 
 @dataclass(frozen=True)
 class LedgerEntry(_Strict):
-    """One line of the ledger. `hash` covers everything else, `previous` included."""
+    """One line of the ledger. `hash` covers everything else, `previous` included; `id` is the hash's first 16 digits."""
 
     seq: int
     id: str
@@ -453,3 +466,7 @@ class LedgerEntry(_Strict):
     run: RunLink
     previous: str
     hash: str
+    #: what made a second call find this entry instead of adding another
+    key: str | None = None
+    #: the deployment that was written in the same transaction
+    deployment: Deployment | None = None

@@ -20,6 +20,7 @@ from perennial.records import (
     PromotionEvidence,
     RunLink,
     Snapshot,
+    Trial,
 )
 
 if TYPE_CHECKING:
@@ -178,14 +179,6 @@ class Ledger(Protocol):
             LedgerTampered: names the first entry that was edited, dropped or reordered.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One Optuna trial."""
-
-    params: dict[str, Any]
-    loss: float
 
 
 @dataclass(frozen=True)
