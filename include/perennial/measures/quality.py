@@ -1,0 +1,466 @@
+"""Model quality: realised where labels are known, estimated where they are late. Numbers only, never verdicts.
+
+Losses are per row, in the units of the spec's metric, lower is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import norm, rankdata
+
+from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
+from perennial.records import Calibration, LossSum, PairedSum
+
+Floats = npt.NDArray[np.float64]
+Values = npt.ArrayLike
+
+#: Probabilities are clipped to [1e-6, 1 - 1e-6], so one row costs 13.8 at most: a single confident mistake cannot
+#: outvote a batch, and loss differences keep a variance that the tests can use. Both versions are clipped alike.
+CLIP = 1e-6
+#: Two-sided 95 %.
+_Z95 = float(norm.ppf(0.975))
+
+
+@dataclass(frozen=True)
+class LossBin:
+    """Loss on the holdout rows whose prediction lies in one bin; `up_to` is the bin's largest prediction."""
+
+    up_to: float
+    loss: LossSum
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> pa.Table:
+    """One label an entity: the newest that was known by `as_of`, whatever the order of arrival.
+
+    Two labels of one entity with the same `known_at` and different values: the larger value wins, always.
+
+    Args:
+        labels: entity columns, `label`, `known_at` (aware), and any others; appended as they came.
+        entity: the columns that name a row.
+        as_of: aware; labels known later do not exist yet.
+
+    Returns:
+        The same columns, sorted by entity. A table without columns (none was written yet) comes back as it is.
+
+    Raises:
+        SchemaMismatch: a column is absent.
+        TimeZoneMismatch: `known_at` or `as_of` is naive.
+        NullLabel: a label known by `as_of` is null or NaN.
+    """
+    if not labels.schema.names:
+        return labels  # the lake's way to say that no label was ever written
+    _need(labels, [*entity, "label", "known_at"], "labels")
+    known_type = labels.schema.field("known_at").type
+    if as_of.tzinfo is None or not pa.types.is_timestamp(known_type) or known_type.tz is None:
+        raise TimeZoneMismatch(
+            f"labels: known_at is {known_type}, as_of is {as_of.isoformat()}; both must carry a time zone. "
+            "Give the label source's times a zone."
+        )
+    known = labels.filter(pc.less_equal(labels["known_at"], pa.scalar(as_of, type=known_type)))
+    _refuse_null_labels(known, entity)
+    keys = known.select([*entity]).append_column("known_at", known["known_at"]).append_column("label", known["label"])
+    keys = keys.append_column("row", pa.array(np.arange(len(known))))
+    ranked = keys.sort_by([*((c, "ascending") for c in entity), ("known_at", "descending"), ("label", "descending")])
+    first = ranked.group_by(list(entity), use_threads=False).aggregate([("row", "first")])
+    return known.take(first["row_first"])
+
+
+def join(predictions: pa.Table, labels: pa.Table, entity: Sequence[str]) -> pa.Table:
+    """Predictions that have a label, in their own order, with `label` and (where the labels carry it) `known_at`.
+
+    Args:
+        predictions: entity columns and any others; an entity may stand several times (two versions, two runs).
+        labels: one row an entity, as `resolve_labels` gives them.
+        entity: the columns that name a row.
+
+    Raises:
+        SchemaMismatch: a column is absent.
+        DuplicateEntity: an entity has two labels.
+    """
+    _need(predictions, entity, "predictions")
+    if not labels.schema.names:
+        return predictions.slice(0, 0).append_column("label", pa.array([], pa.float64()))
+    _need(labels, [*entity, "label"], "labels")
+    added = [name for name in ("label", "known_at") if name in labels.schema.names]
+    left, right = _keys(predictions, entity), _keys(labels, entity, like=predictions)
+    if (distinct := len(right.group_by(list(entity)).aggregate([]))) < len(right):
+        raise DuplicateEntity(
+            f"labels: {len(right)} rows for {distinct} entities by {list(entity)}. Resolve the labels before joining."
+        )
+    left = left.append_column("left", pa.array(np.arange(len(left))))
+    right = right.append_column("right", pa.array(np.arange(len(right))))
+    pairs = left.join(right, keys=list(entity), join_type="inner", use_threads=False).sort_by("left")
+    joined = predictions.drop_columns([n for n in added if n in predictions.schema.names]).take(pairs["left"])
+    for name in added:
+        joined = joined.append_column(labels.schema.field(name), labels[name].take(pairs["right"]))
+    return joined
+
+
+# --- realised quality ------------------------------------------------------------------------------------------------
+
+
+def row_losses(task: str, metric: str, truth: Values, prediction: Values, classes: Sequence[str] = ()) -> Floats:
+    """Loss of every row.
+
+    Args:
+        task: binary | multiclass | regression.
+        metric: log_loss | brier (classification), mae | mse (regression: absolute and squared error of a row).
+        truth: shape (n,). binary: 0 or 1; multiclass: class names; regression: numbers.
+        prediction: binary: P(positive), shape (n,); multiclass: probabilities, (n, len(classes)); regression: (n,).
+        classes: multiclass: the order of the columns of `prediction`.
+
+    Raises:
+        NullLabel: a truth is null or NaN.
+        EvidenceError: shapes differ, a prediction is not finite or no probability, a truth is no class.
+    """
+    if task == "multiclass":
+        probability, hit = _multiclass(truth, prediction, classes)
+        if metric == "log_loss":
+            return -np.log(np.clip(probability[hit], CLIP, 1 - CLIP))
+        if metric == "brier":
+            return np.asarray(((probability - hit) ** 2).sum(axis=1), dtype=np.float64)
+    elif task == "binary":
+        y, p = _binary(truth, prediction)
+        if metric == "log_loss":
+            p = np.clip(p, CLIP, 1 - CLIP)
+            return -np.log(np.where(y == 1, p, 1 - p))
+        if metric == "brier":
+            return (p - y) ** 2
+    else:
+        y, p = _aligned(truth, prediction)
+        if metric == "mae":
+            return np.abs(p - y)
+        if metric == "mse":
+            return (p - y) ** 2
+    raise EvidenceError(f"no loss {metric!r} for task {task!r}. See `metric` in the spec.")
+
+
+def loss_sum(losses: Floats) -> LossSum:
+    """Rows, sum and sum of squares of the losses."""
+    return LossSum(rows=len(losses), total=float(losses.sum()), total_squared=float(np.dot(losses, losses)))
+
+
+def paired_sums(clusters: Values, champion_losses: Floats, challenger_losses: Floats) -> tuple[PairedSum, ...]:
+    """Both versions' losses on the same rows, summed by cluster, sorted by the cluster's name.
+
+    Args:
+        clusters: shape (n,), what the rows of a cluster share (a day, an entity); shown as text.
+        champion_losses: shape (n,).
+        challenger_losses: shape (n,), the same rows in the same order.
+
+    Raises:
+        EvidenceError: the lengths differ.
+    """
+    names = np.asarray(clusters).astype(str)
+    if not len(names) == len(champion_losses) == len(challenger_losses):
+        raise EvidenceError(
+            f"paired losses need the same rows: {len(names)} clusters, {len(champion_losses)} champion and "
+            f"{len(challenger_losses)} challenger losses. Score both versions on one table."
+        )
+    found, place = np.unique(names, return_inverse=True)
+    difference = challenger_losses - champion_losses
+    sums = [
+        np.bincount(place, weights=weights, minlength=len(found)).tolist()
+        for weights in (np.ones(len(names)), champion_losses, challenger_losses, difference, difference**2)
+    ]
+    return tuple(
+        PairedSum(str(name), int(rows), champion, challenger, d, d_squared)
+        for name, rows, champion, challenger, d, d_squared in zip(found, *sums, strict=True)
+    )
+
+
+def metrics(task: str, truth: Values, prediction: Values, classes: Sequence[str] = ()) -> dict[str, float]:
+    """Figures for people; arguments as for `row_losses`.
+
+    Returns:
+        binary: log_loss, brier, auc (absent where one class is), positives (a share). multiclass: log_loss, brier,
+        accuracy. regression: mae, rmse, bias (mean prediction minus mean truth). Empty for no rows.
+
+    Raises:
+        NullLabel, EvidenceError: as `row_losses`.
+    """
+    if not len(np.asarray(truth)):
+        return {}
+    if task == "regression":
+        y, p = _aligned(truth, prediction)
+        mean_square = float(((p - y) ** 2).mean())
+        return {"mae": float(np.abs(p - y).mean()), "rmse": mean_square**0.5, "bias": float(p.mean() - y.mean())}
+    found = {
+        metric: float(row_losses(task, metric, truth, prediction, classes).mean()) for metric in ("log_loss", "brier")
+    }
+    if task == "multiclass":
+        probability, hit = _multiclass(truth, prediction, classes)
+        return {**found, "accuracy": float(hit[np.arange(len(hit)), probability.argmax(axis=1)].mean())}
+    y, p = _binary(truth, prediction)
+    positives = int(y.sum())
+    if 0 < positives < len(y):
+        # the Mann-Whitney form of the area under the ROC curve; ties count half
+        above = float(rankdata(p)[y == 1].sum()) - positives * (positives + 1) / 2
+        found["auc"] = above / (positives * (len(y) - positives))
+    return {**found, "positives": positives / len(y)}
+
+
+def calibration(
+    task: str, truth: Values, prediction: Values, bins: int = 10, classes: Sequence[str] = ()
+) -> tuple[Calibration, ...]:
+    """Predicted against observed sums, in bins of about equal rows, by rising prediction; ties stay together.
+
+    binary: probability and positives. multiclass: the largest probability and whether it was right. regression: values.
+    Other arguments and errors as for `row_losses`.
+    """
+    if task == "multiclass":
+        probability, hit = _multiclass(truth, prediction, classes)
+        p = probability.max(axis=1)
+        y = hit[np.arange(len(hit)), probability.argmax(axis=1)].astype(np.float64)
+    else:
+        y, p = _binary(truth, prediction) if task == "binary" else _aligned(truth, prediction)
+    order = np.argsort(p, kind="stable")
+    return tuple(
+        Calibration(rows=stop - start, predicted=float(p[here].sum()), observed=float(y[here].sum()))
+        for start, stop in _stretches(p[order], bins)
+        for here in (order[start:stop],)
+    )
+
+
+# --- estimated quality -----------------------------------------------------------------------------------------------
+
+
+def loss_curve(prediction: Values, losses: Floats, bins: int = 20) -> tuple[LossBin, ...]:
+    """Loss by prediction on the holdout: what `estimate` reads for regression. Bins as in `calibration`."""
+    p, losses = _aligned(prediction, losses)
+    order = np.argsort(p, kind="stable")
+    return tuple(
+        LossBin(up_to=float(p[order[stop - 1]]), loss=loss_sum(losses[order[start:stop]]))
+        for start, stop in _stretches(p[order], bins)
+    )
+
+
+def estimate(
+    task: str,
+    metric: str,
+    prediction: Values,
+    *,
+    calibration: Sequence[Calibration] = (),
+    curve: Sequence[LossBin] = (),
+) -> tuple[LossSum, float]:
+    """The loss that rows without labels will turn out to have, if the holdout's relations still hold.
+
+    binary: the score is calibrated on the holdout, then the expected loss is read off the calibrated probability
+    (confidence-based performance estimation; sees a changed mix of scores, not a changed concept).
+    regression, multiclass: the holdout's mean loss at the same prediction (direct loss estimation by bins).
+
+    Args:
+        task: binary | multiclass | regression.
+        metric: as for `row_losses`.
+        prediction: shape (n,), n > 0. multiclass: the largest probability.
+        calibration: binary: `calibration(...)` of the holdout.
+        curve: regression and multiclass: `loss_curve(...)` of the holdout.
+
+    Returns:
+        The expected sums, and the half width of the 95 % interval of the mean: chance in these rows and error of the
+        holdout's bins.
+
+    Raises:
+        EvidenceError: no rows, no holdout figures, a prediction that is not finite.
+    """
+    p = _floats(prediction, "predictions")
+    _refuse_bad_predictions(p)
+    given = calibration if task == "binary" else curve
+    if not len(p) or not given:
+        raise EvidenceError(
+            f"quality of {len(p)} predictions cannot be estimated from {len(given)} holdout bins. "
+            "Estimate only where rows were scored, with the figures saved at training."
+        )
+    if task == "binary":
+        rate = calibrate(p, calibration)
+        zeros, ones = (row_losses(task, metric, np.full(len(p), y), p) for y in (0.0, 1.0))
+        expected = rate * ones + (1 - rate) * zeros
+        squared = rate * ones**2 + (1 - rate) * zeros**2
+        # how far the mean moves when one bin's rate does, times the standard error of that rate
+        share = _shares(p, np.array([bin_.predicted / bin_.rows for bin_ in calibration]), ones - zeros)
+        rates = np.array([(bin_.observed + 0.5) / (bin_.rows + 1) for bin_ in calibration])
+        bin_variance = rates * (1 - rates) / np.array([bin_.rows for bin_ in calibration])
+    else:
+        place = np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], p, side="left"), len(curve) - 1)
+        means = np.array([bin_.loss.mean for bin_ in curve])
+        squares = np.array([bin_.loss.total_squared / bin_.loss.rows for bin_ in curve])
+        expected, squared = means[place], squares[place]
+        share = np.bincount(place, minlength=len(curve)) / len(p)
+        bin_variance = (squares - means**2) / np.array([bin_.loss.rows for bin_ in curve])
+    chance = float((squared - expected**2).sum()) / len(p) ** 2
+    holdout = float((share**2 * bin_variance).sum())
+    sums = LossSum(rows=len(p), total=float(expected.sum()), total_squared=float(squared.sum()))
+    return sums, _Z95 * max(chance + holdout, 0.0) ** 0.5
+
+
+def estimate_auc(prediction: Values, calibration: Sequence[Calibration]) -> float:
+    """The AUC to expect: every row counts as a positive with its calibrated probability. Arguments as `estimate`.
+
+    Raises:
+        EvidenceError: no rows, no holdout figures, or all calibrated probabilities are 0 or all are 1.
+    """
+    p = _floats(prediction, "predictions")
+    _refuse_bad_predictions(p)
+    rate = calibrate(p, calibration)
+    _, place = np.unique(p, return_inverse=True)
+    positives, negatives = np.bincount(place, weights=rate), np.bincount(place, weights=1 - rate)
+    pairs = float(positives.sum() * negatives.sum())
+    if not pairs:
+        raise EvidenceError(f"AUC of {len(p)} rows cannot be estimated: one class has no expected rows.")
+    lower = np.cumsum(negatives) - negatives
+    return float((positives * (lower + negatives / 2)).sum()) / pairs
+
+
+def calibrate(prediction: Floats, calibration: Sequence[Calibration]) -> Floats:
+    """Scores as rates observed on the holdout: linear between bin means, never falling, level beyond the ends.
+
+    Raises:
+        EvidenceError: no bins.
+    """
+    if not calibration:
+        raise EvidenceError("a score cannot be calibrated without holdout bins. Pass those saved at training.")
+    at = np.array([bin_.predicted / bin_.rows for bin_ in calibration])
+    rows = [float(bin_.rows) for bin_ in calibration]
+    return np.interp(prediction, at, _rising([bin_.observed / bin_.rows for bin_ in calibration], rows))
+
+
+def _rising(values: Sequence[float], weights: Sequence[float]) -> Floats:
+    """Isotonic regression by pooling adjacent violators (Barlow et al. 1972)."""
+    blocks: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        block = (value, weight, 1)
+        while blocks and blocks[-1][0] > block[0]:
+            mean, heavy, length = blocks.pop()
+            both = heavy + block[1]
+            block = ((mean * heavy + block[0] * block[1]) / both, both, length + block[2])
+        blocks.append(block)
+    return np.concatenate([np.full(length, mean) for mean, _, length in blocks])
+
+
+def _shares(prediction: Floats, at: Floats, weights: Floats) -> Floats:
+    """Mean of `weights` by the bin that a prediction is nearest to, over all rows."""
+    place = np.searchsorted((at[1:] + at[:-1]) / 2, prediction)
+    return np.bincount(place, weights=weights, minlength=len(at)) / len(prediction)
+
+
+def _stretches(rising: Floats, bins: int) -> list[tuple[int, int]]:
+    """Start and stop of about equal stretches; equal values lie in one stretch."""
+    if not len(rising):
+        return []
+    cuts = [int(np.searchsorted(rising, rising[len(rising) * i // bins])) for i in range(1, bins)]
+    return list(pairwise(sorted({0, *cuts, len(rising)})))
+
+
+# --- refusing what no rule can judge ---------------------------------------------------------------------------------
+
+
+def _need(table: pa.Table, columns: Sequence[str], what: str) -> None:
+    absent = [name for name in columns if name not in table.schema.names]
+    if absent:
+        raise SchemaMismatch(
+            f"{what} lack columns {absent}; they have {table.schema.names}. Name them as the spec does."
+        )
+
+
+def _keys(table: pa.Table, entity: Sequence[str], like: pa.Table | None = None) -> pa.Table:
+    """The entity columns, without dictionaries, in the types of `like`."""
+    found = {}
+    for name in entity:
+        wanted = (like if like is not None else table).schema.field(name).type
+        wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
+        try:
+            found[name] = table[name].cast(wanted)
+        except pa.ArrowInvalid as error:
+            raise SchemaMismatch(
+                f"entity column {name!r} is {wanted} in predictions and {table[name].type} in labels ({error}). "
+                "Make both sources write one type."
+            ) from error
+    return pa.table(found)
+
+
+def _refuse_null_labels(labels: pa.Table, entity: Sequence[str]) -> None:
+    bad = pc.fill_null(pc.is_null(labels["label"], nan_is_null=True), fill_value=True)
+    count = pc.sum(bad).as_py() or 0
+    if count:
+        first = {name: str(labels[name].filter(bad)[0]) for name in entity}
+        raise NullLabel(
+            f"{count} of {len(labels)} labels are null or NaN, the first for {first}. "
+            "Leave a row out until its label is known."
+        )
+
+
+def _floats(values: Values, what: str) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise EvidenceError(
+            f"{what} are not numbers ({error}). Check the model's output and the label's type."
+        ) from error
+
+
+def _aligned(truth: Values, prediction: Values) -> tuple[Floats, Floats]:
+    y, p = _floats(truth, "labels"), _floats(prediction, "predictions")
+    if y.ndim != 1 or y.shape != p.shape:
+        raise EvidenceError(
+            f"labels have shape {y.shape}, predictions {p.shape}; both must be (rows,). Join them first."
+        )
+    if bad := int(np.count_nonzero(~np.isfinite(y))):
+        raise NullLabel(f"{bad} of {len(y)} labels are null or not finite. Leave a row out until its label is known.")
+    _refuse_bad_predictions(p)
+    return y, p
+
+
+def _refuse_bad_predictions(p: Floats) -> None:
+    if bad := int(np.count_nonzero(~np.isfinite(p))):
+        raise EvidenceError(
+            f"{bad} of {p.size} predictions are NaN or infinite. Count them as missing; measure quality on the others."
+        )
+
+
+def _binary(truth: Values, prediction: Values) -> tuple[Floats, Floats]:
+    y, p = _aligned(truth, prediction)
+    if strays := sorted({*np.unique(y).tolist()} - {0.0, 1.0}):
+        raise EvidenceError(f"binary labels must be 0 or 1, found {strays[:5]}. Set label.positive in the spec.")
+    _refuse_no_probability(p)
+    return y, p
+
+
+def _multiclass(truth: Values, prediction: Values, classes: Sequence[str]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Probabilities, shape (n, k), and where the truth is, same shape."""
+    names: list[object] = np.asarray(truth, dtype=object).tolist()
+    p = _floats(prediction, "predictions")
+    if p.shape != (len(names), len(classes)):
+        raise EvidenceError(
+            f"predictions have shape {p.shape}, {len(names)} labels of {len(classes)} classes need "
+            f"{(len(names), len(classes))}. Give label.classes in the order of the model's classes."
+        )
+    if bad := sum(name is None or name != name for name in names):  # noqa: PLR0124 - NaN differs from itself
+        raise NullLabel(f"{bad} of {len(names)} labels are null or NaN. Leave a row out until its label is known.")
+    if strays := sorted({str(name) for name in names} - {*classes}):
+        raise EvidenceError(
+            f"labels {strays[:5]} are not among the classes {list(classes)}. Add them to label.classes."
+        )
+    _refuse_bad_predictions(p)
+    _refuse_no_probability(p)
+    place = {name: index for index, name in enumerate(classes)}
+    hit = np.zeros(p.shape, dtype=np.bool_)
+    hit[np.arange(len(names)), [place[str(name)] for name in names]] = True
+    return p, hit
+
+
+def _refuse_no_probability(p: Floats) -> None:
+    if p.size and (p.min() < 0 or p.max() > 1):
+        raise EvidenceError(
+            f"probabilities must lie in [0, 1], found {p.min():g} to {p.max():g}. The pipeline must give predict_proba."
+        )
