@@ -213,6 +213,11 @@ class Schedule(Section):
         assert isinstance(tick, datetime)
         return tick
 
+    def key_at(self, moment: datetime) -> str:
+        """Key of the partition that holds `moment`."""
+        tick = self.tick_at_or_before(moment)
+        return Partition(start=tick, end=tick).key
+
     def partition(self, start: datetime) -> Partition:
         """The partition that starts at the tick `start`.
 

@@ -1,0 +1,335 @@
+"""After a batch was scored: drift, data quality, model quality as labels mature -> measurements and a health record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perennial import intake
+from perennial.decisions import drift
+from perennial.errors import LedgerError
+from perennial.measures import profiles, quality
+from perennial.records import (
+    Decision,
+    Deployment,
+    DriftEvidence,
+    LedgerEntry,
+    Measurement,
+    Partition,
+    Profile,
+    RunLink,
+    from_json,
+    to_json,
+)
+from perennial.settings import Settings
+from perennial.specs import ModelSpec
+from perennial.stores.ports import Stores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: partitions that a trailing reference is made of
+TRAILING_PARTITIONS = 4
+
+
+def monitor(
+    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink, settings: Settings
+) -> dict[str, Any]:
+    """Measure one scored partition, and every older one whose labels have changed by `as_of`.
+
+    Returns:
+        model, partition, drift verdict, drifted columns, ledger ids, partitions whose quality was measured again.
+
+    Raises:
+        LedgerError: the partition was never scored.
+    """
+    scoring = _scoring_entry(spec, stores, partition.key)
+    deployment = from_json(Deployment, scoring.body["deployment"])
+    decision, predictions = _judge_drift(spec, stores, partition, deployment, scoring.run.run_id)
+    drift_entry = stores.ledger.append(
+        model=spec.name,
+        kind="drift",
+        subject=partition.key,
+        verdict=decision.verdict,
+        as_of=as_of,
+        body=to_json(decision),
+        run=run,
+        key=f"drift:{partition.key}:{run.run_id}",
+    )
+    measured = _measure_quality(spec, stores, partition, as_of=as_of, settings=settings)
+    drifted = drifted_columns(decision)
+    health = stores.ledger.append(
+        model=spec.name,
+        kind="health",
+        subject=partition.key,
+        verdict=decision.verdict,
+        as_of=as_of,
+        body={
+            "drift": drift_entry.id,
+            "drifted": drifted,
+            "rows": scoring.body["rows"],
+            "champion": deployment.champion,
+            "challenger": deployment.challenger,
+            "data_quality": _data_quality(decision),
+            "predictions": {version: to_json(column) for version, column in predictions.items()},
+            "measured": measured,
+        },
+        run=run,
+        key=f"health:{partition.key}:{run.run_id}",
+    )
+    return {
+        "model": spec.name,
+        "partition": partition.key,
+        "verdict": str(decision.verdict),
+        "drifted": drifted,
+        "reasons": list(decision.reasons),
+        "measured": measured,
+        "entry": health.id,
+    }
+
+
+def report(spec: ModelSpec, stores: Stores, partition: Partition, *, settings: Settings) -> dict[str, Any]:
+    """Write the Evidently report of one monitored partition for people; our verdict stands at its top.
+
+    Returns:
+        path of the HTML below `settings.reports`, and the reports that retention removed.
+    """
+    from perennial.measures import reports
+
+    scoring = _scoring_entry(spec, stores, partition.key)
+    deployment = from_json(Deployment, scoring.body["deployment"])
+    entry = stores.ledger.entries(spec.name, kind="drift", subject=partition.key, newest=1)
+    if not entry:
+        msg = f"batch {partition.key} of {spec.name!r} has no drift verdict yet. Run its monitoring first."
+        raise LedgerError(msg)
+    snapshot = stores.registry.version(spec.name, deployment.champion).snapshot
+    rows = spec.monitoring.report_rows
+    sample = {"spec": spec, "stores": stores, "rows": rows}
+    reference = _sample(
+        **sample,
+        since=spec.schedule.key_at(snapshot.start),
+        before=spec.schedule.key_at(snapshot.end),
+        version=snapshot.accepted_version,
+    )
+    current = _sample(**sample, since=partition.key, before=partition.bound, version=None)
+    html = reports.drift_report(
+        reference,
+        current,
+        spec,
+        from_json(Decision, entry[0].body),
+        rows=rows,
+        seed=spec.training.seed,
+        title=f"{spec.name}, batch {partition.key}, against the training data of version {deployment.champion}",
+        links={"ledger": entry[0].id},
+    )
+    folder = settings.reports / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{partition.key.replace(':', '')}.html"
+    path.write_text(html, encoding="utf-8")
+    removed = reports.keep_newest(folder, spec.monitoring.keep_reports)
+    return {"path": str(path.relative_to(settings.reports)), "removed": [Path(p).name for p in removed]}
+
+
+def drifted_columns(decision: Decision) -> list[str]:
+    """Names of the columns that the drift rule found both surprising and big."""
+    return sorted(name for name, column in decision.statistics.get("columns", {}).items() if column.get("drifted"))
+
+
+# --- drift ---------------------------------------------------------------------------------------------------------
+
+
+def _judge_drift(
+    spec: ModelSpec, stores: Stores, partition: Partition, deployment: Deployment, run_id: str
+) -> tuple[Decision, dict[str, Any]]:
+    bins = stores.registry.profile(spec.name, deployment.champion)
+    features = Profile(rows=bins.rows, columns={c: bins.columns[c] for c in spec.features.names})
+    current = _profile_rows(spec, stores, features, partition.key, partition.bound)
+    reference, kind = _reference(spec, stores, partition, features)
+    predictions: dict[str, Any] = {}
+    if "prediction" in bins.columns:
+        output = Profile(rows=bins.columns["prediction"].rows, columns={"prediction": bins.columns["prediction"]})
+        for version in filter(None, (deployment.champion, deployment.challenger)):
+            rows = _predictions(spec, stores, partition, run_id).filter(pc.field("model_version") == version)
+            found = profiles.profile(rows.select(["prediction"]).to_reader(), output)
+            predictions[version] = found.columns["prediction"]
+        reference = replace(reference, columns={**reference.columns, "prediction": bins.columns["prediction"]})
+        current = replace(current, columns={**current.columns, "prediction": predictions[deployment.champion]})
+    evidence = DriftEvidence(partition=partition.key, reference=reference, current=current, reference_kind=kind)
+    return drift.decide(evidence, spec.monitoring, None), predictions
+
+
+def _reference(spec: ModelSpec, stores: Stores, partition: Partition, features: Profile) -> tuple[Profile, str]:
+    """What the batch is compared with: the training rows, or recent or same-season rows where the lake holds them."""
+    policy = spec.monitoring
+    keys = sorted(k for k in stores.lake.partitions("accepted", spec.name) if k < partition.key)
+    if policy.reference == "trailing" and len(keys) >= TRAILING_PARTITIONS:
+        return _profile_rows(spec, stores, features, keys[-TRAILING_PARTITIONS], partition.key), "trailing"
+    if policy.reference == "season" and policy.season is not None:
+        key = spec.schedule.key_at(partition.start - policy.season)
+        if key in keys:
+            bound = spec.schedule.partition_of_key(key).bound
+            return _profile_rows(spec, stores, features, key, bound), "season"
+    return features, "training"
+
+
+def _profile_rows(spec: ModelSpec, stores: Stores, bins: Profile, since: str, before: str) -> Profile:
+    rows = stores.lake.scan(
+        "accepted",
+        spec.name,
+        columns=list(spec.features.names),
+        since=since,
+        before=before,
+        categorical=spec.features.categorical,
+    )
+    return profiles.profile(rows, bins)
+
+
+def _data_quality(decision: Decision) -> dict[str, Any]:
+    """Share of nulls, and of levels the reference never saw, per column of the batch; zero shares are left out."""
+    current = from_json(DriftEvidence, decision.evidence).current
+    nulls = {n: c.nulls / c.rows for n, c in current.columns.items() if c.rows and c.nulls}
+    unseen = {
+        n: c.counts[-1] / c.rows
+        for n, c in current.columns.items()
+        if c.kind == "categorical" and c.rows and c.counts[-1]
+    }
+    return {"null_share": nulls, "unseen_share": unseen}
+
+
+# --- quality -------------------------------------------------------------------------------------------------------
+
+
+def _measure_quality(
+    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, settings: Settings
+) -> list[str]:
+    """Collect labels known by `as_of` and measure every scored partition of the lookback whose labels changed."""
+    oldest = partition.start - spec.label.lookback
+    scored = [
+        p
+        for k in sorted(stores.lake.partitions("predictions", spec.name))
+        if oldest <= (p := spec.schedule.partition_of_key(k)).start <= partition.start
+    ]
+    if not scored:
+        return []
+    intake.collect_labels(spec, stores, scored[0].start, partition.end, as_of=as_of, settings=settings)
+    label_rows = stores.lake.partitions("labels", spec.name)
+    before = {m.partition: m for m in stores.ledger.measurements(spec.name, name="label_rows")}
+    changed = []
+    for old in scored:
+        last = before.get(old.key)
+        settled = last is not None and last.as_of >= old.end + spec.label.delay
+        if settled and last is not None and int(last.value) == label_rows.get(old.key, 0):
+            continue
+        stores.ledger.measure(_quality_of(spec, stores, old, as_of, label_rows.get(old.key, 0)))
+        changed.append(old.key)
+    return changed
+
+
+def _quality_of(
+    spec: ModelSpec, stores: Stores, partition: Partition, as_of: datetime, label_rows: int
+) -> list[Measurement]:
+    """Loss and metrics of every version on the partition's due rows, and the paired difference where there are two."""
+    scoring = _scoring_entry(spec, stores, partition.key)
+    deployment = from_json(Deployment, scoring.body["deployment"])
+    rows = _predictions(spec, stores, partition, scoring.run.run_id)
+    # due by time, not by arrival: rows whose labels happen to come early would flatter or slander the model
+    due_before = pa.scalar(as_of - spec.label.delay, pa.timestamp("us", tz="UTC"))
+    due = rows.filter(pc.less_equal(rows[spec.event_time], due_before))
+    labels = intake.labels_known(spec, stores, partition.start, partition.end, as_of)
+    found: list[Measurement] = []
+
+    def add(name: str, version: str, value: float, count: int, part: str = "") -> None:
+        found.append(
+            Measurement(
+                model=spec.name,
+                partition=partition.key,
+                name=name,
+                version=version,
+                value=float(value),
+                rows=count,
+                as_of=as_of,
+                slice=part,
+            )
+        )
+
+    add("label_rows", "", label_rows, label_rows)
+    losses: dict[str, pd.Series] = {}
+    for version in filter(None, (deployment.champion, deployment.challenger)):
+        mine = due.filter(pc.equal(due["model_version"], version))
+        add("due", version, mine.num_rows, mine.num_rows)
+        frame = quality.join(mine, labels, spec.entity).to_pandas()
+        frame = frame[frame["prediction"].notna()]
+        if frame.empty:
+            continue
+        predicted = prediction_values(spec, frame)
+        truth = frame["label"].to_numpy()
+        loss = quality.row_losses(spec.task, spec.metric, truth, predicted, spec.label.classes)
+        total = quality.loss_sum(loss)
+        add("loss", version, total.mean, total.rows)
+        add("loss_squared", version, total.total_squared / total.rows, total.rows)
+        for name, value in quality.metrics(spec.task, truth, predicted, spec.label.classes).items():
+            if np.isfinite(value):
+                add(name, version, value, total.rows)
+        losses[version] = frame.set_index(list(spec.entity)).assign(loss=loss)["loss"]
+    if deployment.challenger in losses and deployment.champion in losses:
+        both = losses[deployment.champion].to_frame("a").join(losses[deployment.challenger].rename("b"), how="inner")
+        if len(both):
+            pair = quality.paired_sums(np.full(len(both), partition.key), both["a"].to_numpy(), both["b"].to_numpy())[0]
+            against = f"against {deployment.champion}"
+            for name in ("champion", "challenger", "difference", "difference_squared"):
+                add(f"paired_{name}", str(deployment.challenger), getattr(pair, name), pair.rows, against)
+    return found
+
+
+def prediction_values(spec: ModelSpec, frame: pd.DataFrame) -> np.ndarray:
+    """What `quality` wants: (n,) probabilities or values, or the (n, k) matrix of a multiclass model."""
+    if spec.task == "multiclass":
+        return np.vstack(frame["probabilities"].to_list())
+    return frame["prediction"].to_numpy(dtype="float64")
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _scoring_entry(spec: ModelSpec, stores: Stores, key: str) -> LedgerEntry:
+    """The run that served the partition; where only backfills exist, the first of them."""
+    entries = stores.ledger.entries(spec.name, kind="scoring", subject=key)
+    if not entries:
+        msg = f"batch {key} of {spec.name!r} was never scored. Run its scoring first (DAG {spec.name}_score)."
+        raise LedgerError(msg)
+    return next((e for e in entries if e.verdict == "SERVED"), entries[0])
+
+
+def _predictions(spec: ModelSpec, stores: Stores, partition: Partition, run_id: str) -> pa.Table:
+    columns = [*spec.entity, spec.event_time, "prediction", "model_version", "run_id"]
+    if spec.task == "multiclass":
+        columns.append("probabilities")
+    rows = stores.lake.scan(
+        "predictions", spec.name, columns=columns, since=partition.key, before=partition.bound
+    ).read_all()
+    return rows.filter(pc.equal(rows["run_id"], run_id))
+
+
+def _sample(
+    spec: ModelSpec, stores: Stores, *, rows: int, since: str, before: str, version: int | None
+) -> pd.DataFrame:
+    """At most `rows` rows, evenly spread over the span: every k-th one, so that the same call gives the same rows."""
+    total = sum(
+        n for k, n in stores.lake.partitions("accepted", spec.name, version=version).items() if since <= k < before
+    )
+    step = max(1, -(-total // rows))
+    taken: list[pa.RecordBatch] = []
+    offset = 0
+    for batch in stores.lake.scan(
+        "accepted", spec.name, columns=list(spec.features.names), since=since, before=before, version=version
+    ):
+        first = -offset % step
+        taken.append(batch.take(pa.array(np.arange(first, batch.num_rows, step))))
+        offset += batch.num_rows
+    return pa.Table.from_batches(taken).to_pandas()

@@ -1,0 +1,373 @@
+"""Snapshot -> train -> evaluate -> gate -> register: a challenger, or the first champion."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from perennial import intake, training
+from perennial.decisions import promotion
+from perennial.errors import LeaseTaken, NotEnoughRows
+from perennial.measures import profiles, quality
+from perennial.records import (
+    Deployment,
+    PairedSum,
+    PromotionEvidence,
+    RunLink,
+    Snapshot,
+    Verdict,
+    from_json,
+    to_json,
+)
+from perennial.settings import PROJECT, Settings
+from perennial.specs import ModelSpec
+from perennial.stores.ports import Stores, TrainingRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: single-flight lease, held from the frozen snapshot to the refused gate or the opened rollout
+RETRAIN_LEASE = "retrain"
+
+
+def freeze(
+    spec: ModelSpec,
+    stores: Stores,
+    *,
+    as_of: datetime,
+    run: RunLink,
+    reason: str,
+    change_partition: str | None = None,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Take the lease and name the rows to learn from; before the first champion, accept the history first.
+
+    Args:
+        change_partition: key of the first partition after a change; the window policy `since_change` starts there.
+
+    Returns:
+        the snapshot as JSON.
+
+    Raises:
+        LeaseTaken: another retrain or rollout of this model is under way; the skip is in the ledger.
+        NotEnoughRows: fewer labelled rows than `training.min_rows`.
+    """
+    deployment = stores.ledger.deployment(spec.name)
+    rollout = deployment.rollout_id if deployment else None
+    if rollout is not None or not stores.ledger.claim(spec.name, RETRAIN_LEASE, run.run_id, as_of):
+        holder = f"rollout {rollout}" if rollout else f"run {stores.ledger.holder(spec.name, RETRAIN_LEASE)}"
+        msg = (
+            f"retrain of {spec.name!r} by run {run.run_id} skipped: {holder} is under way. One at a time; when it is "
+            f"dead, free it with `perennial retrain {spec.name} --abandon`."
+        )
+        stores.ledger.append(
+            model=spec.name,
+            kind="retrain",
+            subject=run.run_id,
+            verdict="SKIPPED",
+            as_of=as_of,
+            body={"reason": reason, "holder": holder},
+            run=run,
+            key=f"skip:{run.run_id}",
+        )
+        raise LeaseTaken(msg)
+    with _lease_freed_on_error(spec, stores, run):
+        first = spec.training.first_moment(spec.schedule.zone)
+        if deployment is None:
+            intake.accept_history(
+                spec, stores, min(as_of, spec.schedule.start), as_of=as_of, run=run, settings=settings
+            )
+            intake.collect_labels(spec, stores, first, as_of, as_of=as_of, settings=settings)
+        end = as_of - spec.label.delay
+        snapshot, _ = intake.take_snapshot(
+            spec, stores, start=_window_start(spec, first, end, change_partition), end=end, as_of=as_of
+        )
+        if snapshot.rows < spec.training.min_rows:
+            msg = (
+                f"{spec.name!r} has {snapshot.rows} labelled rows in [{snapshot.start.isoformat()}, "
+                f"{snapshot.end.isoformat()}), training.min_rows is {spec.training.min_rows}. "
+                "Wait for labels, or widen training.window."
+            )
+            raise NotEnoughRows(msg)
+        stores.ledger.append(
+            model=spec.name,
+            kind="snapshot",
+            subject=snapshot.digest,
+            verdict="FROZEN",
+            as_of=as_of,
+            body={"snapshot": to_json(snapshot), "reason": reason},
+            run=run,
+            key=f"snapshot:{run.run_id}",
+        )
+    return to_json(snapshot)
+
+
+def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, as_of: datetime, run: RunLink) -> str:
+    """Fit a challenger, evaluate it and the champion on the same later holdout rows, and log it all to MLflow.
+
+    With `training.refit` the logged model is the same recipe fitted once more on window and holdout together; the
+    evidence is of the fit that had not seen the holdout.
+
+    Returns:
+        the MLflow run's id.
+
+    Raises:
+        NotEnoughRows: the window or the holdout is empty.
+        LakeError: the snapshot's rows are not what they were.
+    """
+    frozen = from_json(Snapshot, snapshot)
+    rows = intake.read_snapshot(spec, stores, frozen)
+    # an aware Timestamp on both sides: the holdout is later in time than every training row
+    held = (rows[spec.event_time] >= frozen.holdout_start).to_numpy()
+    window, holdout = rows[~held], rows[held]
+    if window.empty or holdout.empty:
+        msg = (
+            f"snapshot of {spec.name!r} [{frozen.start.isoformat()}, {frozen.end.isoformat()}) has {len(window)} rows "
+            f"before the holdout at {frozen.holdout_start.isoformat()} and {len(holdout)} in it; both need rows. "
+            "Shorten training.holdout or widen training.window."
+        )
+        raise NotEnoughRows(msg)
+    params, trials = dict(spec.training.params), ()
+    if spec.training.search is not None:
+        found, trials = training.search(spec, window, seed=spec.training.seed)
+        params |= found
+    estimator = training.fit(spec, window, params=params, seed=spec.training.seed)
+    evaluation = _evaluate(spec, stores, estimator, window, holdout, run)
+    final = training.fit(spec, rows, params=params, seed=spec.training.seed) if spec.training.refit else estimator
+    return stores.registry.log_run(
+        TrainingRun(
+            spec=spec,
+            snapshot=frozen,
+            estimator=final,
+            params={**params, "seed": spec.training.seed, "refit": spec.training.refit},
+            metrics=evaluation.metrics,
+            curves=evaluation.curves,
+            profile=_reference_profile(spec, rows if spec.training.refit else window, holdout, evaluation.prediction),
+            example=holdout[list(spec.features.names)].head(5),
+            evidence=evaluation.evidence,
+            holdout_loss=evaluation.loss,
+            holdout_rows=len(holdout),
+            holdout_error=evaluation.error,
+            label_mean=evaluation.evidence.training_label_mean,
+            link=run,
+            git_commit=_git_commit(),
+            trials=tuple(trials),
+            importance=training.importance(estimator, holdout, spec, seed=spec.training.seed),
+        )
+    )
+
+
+def gate(
+    spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], mlflow_run_id: str, *, as_of: datetime, run: RunLink
+) -> dict[str, Any]:
+    """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once.
+
+    Returns:
+        model, verdict, reason, version (None where refused), first, the ledger entry's id, mlflow run id.
+    """
+    frozen = from_json(Snapshot, snapshot)
+    decision = promotion.decide(stores.registry.evidence(mlflow_run_id), spec.gate, None)
+    link = RunLink(run.run_id, run.dag_id, run.task_id, run.url, mlflow_run_id)
+    entry = stores.ledger.append(
+        model=spec.name,
+        kind="promotion",
+        subject=mlflow_run_id,
+        verdict=decision.verdict,
+        as_of=as_of,
+        body=to_json(decision),
+        run=link,
+        key=f"promotion:{mlflow_run_id}",
+    )
+    tags = {
+        "perennial.gate": entry.verdict,
+        "perennial.gate_reason": decision.reasons[0],
+        "perennial.decision": entry.id,
+        "perennial.snapshot": frozen.digest,
+        "perennial.airflow_run": run.url or run.run_id,
+    }
+    stores.registry.tag_run(mlflow_run_id, tags)
+    result = {
+        "model": spec.name,
+        "verdict": entry.verdict,
+        "reason": decision.reasons[0],
+        "version": None,
+        "first": False,
+        "entry": entry.id,
+        "mlflow_run_id": mlflow_run_id,
+    }
+    if entry.verdict != Verdict.ADMIT:
+        stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
+        return result
+    version = stores.registry.register(spec.name, mlflow_run_id, tags).version
+    result["version"] = version
+    deployment = stores.ledger.deployment(spec.name)
+    if deployment is None or deployment.champion == version:
+        result["first"] = True
+        stores.ledger.deploy(
+            Deployment(model=spec.name, revision=1, champion=version),
+            kind="deployment",
+            subject=version,
+            verdict="FIRST_CHAMPION",
+            as_of=as_of,
+            body={"promotion": entry.id, "champion": version},
+            run=link,
+            key=f"first:{version}",
+        )
+        stores.registry.set_aliases(spec.name, {"champion": version, "challenger": None})
+        stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
+    return result
+
+
+def abandon(spec: ModelSpec, stores: Stores, *, as_of: datetime, run: RunLink, reason: str) -> None:
+    """Give the lease back after a failure or a person's refusal, whoever holds it, and say so in the ledger."""
+    holder = stores.ledger.holder(spec.name, RETRAIN_LEASE)
+    if holder is None:
+        return
+    stores.ledger.append(
+        model=spec.name,
+        kind="retrain",
+        subject=holder,
+        verdict="FAILED",
+        as_of=as_of,
+        body={"reason": reason, "holder": holder},
+        run=run,
+        key=f"abandon:{holder}",
+    )
+    stores.ledger.release(spec.name, RETRAIN_LEASE, holder)
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    evidence: PromotionEvidence
+    metrics: dict[str, float]
+    curves: dict[str, tuple[tuple[float, float], ...]]
+    prediction: np.ndarray
+    loss: float
+    error: float
+
+
+def _evaluate(
+    spec: ModelSpec, stores: Stores, estimator: Any, window: pd.DataFrame, holdout: pd.DataFrame, run: RunLink
+) -> _Evaluation:
+    truth = holdout["label"].to_numpy()
+    classes = spec.label.classes
+    prediction = training.predict(estimator, holdout, spec)
+    losses = quality.row_losses(spec.task, spec.metric, truth, prediction, classes)
+    summed = quality.loss_sum(losses)
+    baseline = quality.row_losses(
+        spec.task, spec.metric, truth, training.baseline_predictions(spec, window, holdout), classes
+    )
+    deployment = stores.ledger.deployment(spec.name)
+    champion = deployment.champion if deployment else None
+    fresh = np.ones(len(holdout), dtype=bool)
+    champion_losses = np.zeros(len(holdout))
+    if champion is not None:
+        # rows that the champion has learnt from would flatter it
+        trained_until = stores.registry.version(spec.name, champion).snapshot.end
+        fresh = (holdout[spec.event_time] >= trained_until).to_numpy()
+        serving = training.predict(stores.registry.load(spec.name, champion), holdout, spec)
+        champion_losses = quality.row_losses(spec.task, spec.metric, truth, serving, classes)
+    days = holdout[spec.event_time].dt.tz_convert(spec.schedule.zone).dt.date.astype(str).to_numpy()
+
+    def paired(rows: np.ndarray) -> tuple[PairedSum, ...]:
+        return quality.paired_sums(days[rows], champion_losses[rows], losses[rows]) if rows.any() else ()
+
+    slices = {
+        f"{column}={value}": paired(fresh & (holdout[column] == value).to_numpy())
+        for column in spec.gate.slices
+        for value in sorted(holdout[column].dropna().unique())
+    }
+    evidence = PromotionEvidence(
+        challenger_run=run.run_id,
+        champion=champion,
+        metric=spec.metric,
+        clusters=paired(fresh),
+        slices=slices,
+        baseline_loss=float(baseline.mean()),
+        calibration=quality.calibration(spec.task, truth, prediction),
+        holdout_rows=len(holdout),
+        training_rows=len(window),
+        training_label_mean=_label_mean(window),
+        holdout_label_mean=_label_mean(holdout),
+        new_rows=int(fresh.sum()),
+    )
+    metrics = {f"holdout_{k}": v for k, v in quality.metrics(spec.task, truth, prediction, classes).items()}
+    metrics["holdout_baseline_loss"] = float(baseline.mean())
+    by_day = tuple((float(i), s.challenger / s.rows) for i, s in enumerate(quality.paired_sums(days, losses, losses)))
+    bins = tuple((c.predicted / c.rows, c.observed / c.rows) for c in evidence.calibration if c.rows)
+    return _Evaluation(
+        evidence=evidence,
+        metrics=metrics,
+        curves={"loss_by_day": by_day, "calibration": bins},
+        prediction=prediction,
+        loss=summed.mean,
+        error=float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0,
+    )
+
+
+def _label_mean(rows: pd.DataFrame) -> float:
+    """Share of positives or mean of the label; for classes the share of the commonest."""
+    label = rows["label"]
+    if label.dtype == object:
+        return float(label.value_counts(normalize=True).iloc[0])
+    return float(label.mean())
+
+
+def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, holdout: pd.DataFrame, prediction: np.ndarray) -> Any:
+    """Bins that all later batches are counted in: features of the training rows, predictions on unseen rows."""
+    from dataclasses import replace
+
+    features = profiles.build_reference(
+        pa.Table.from_pandas(rows[list(spec.features.names)], preserve_index=False),
+        spec.features.numeric,
+        spec.features.categorical,
+        bins=spec.monitoring.bins,
+    )
+    multiclass = spec.task == "multiclass"
+    values = np.asarray(spec.label.classes)[prediction.argmax(axis=1)] if multiclass else prediction
+    output = profiles.build_reference(
+        pa.table({"prediction": pa.array(values)}),
+        () if multiclass else ("prediction",),
+        ("prediction",) if multiclass else (),
+        bins=spec.monitoring.bins,
+    )
+    return replace(features, columns={**features.columns, **output.columns})
+
+
+def _window_start(spec: ModelSpec, first: datetime, end: datetime, change_partition: str | None) -> datetime:
+    window = spec.training.window
+    if window.policy == "since_change" and change_partition is not None:
+        return max(first, spec.schedule.partition_of_key(change_partition).start)
+    if window.policy != "all" and window.last is not None:
+        return max(first, end - window.last)
+    return first
+
+
+@contextmanager
+def _lease_freed_on_error(spec: ModelSpec, stores: Stores, run: RunLink) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
+        raise
+
+
+def _git_commit() -> str:
+    """The project's commit, or `unknown` where it does not run from a checkout."""
+    found = subprocess.run(  # noqa: S603 - a fixed command
+        ["git", "-C", str(PROJECT), "rev-parse", "HEAD"],  # noqa: S607 - whichever git is installed
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,254 @@
+"""One scoring run: validate the batch, score it with every version that is deployed, publish what was served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from perennial import intake
+from perennial.errors import LakeError, LedgerError
+from perennial.prediction import predict_batches, prediction_field
+from perennial.records import Deployment, Partition, RunLink, to_json
+from perennial.settings import Settings
+from perennial.specs import ModelSpec
+from perennial.stores.ports import Stores
+
+
+def validate(
+    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink, settings: Settings
+) -> dict[str, Any]:
+    """Put the batch into `accepted`, or into `quarantine` and stop.
+
+    Returns:
+        model, partition, rows, the ledger entry's id, and the warnings (expectations that did not hold).
+
+    Raises:
+        SourceError, BatchError: see `intake.accept_batch`.
+    """
+    entry = intake.accept_batch(spec, stores, partition, as_of=as_of, run=run, settings=settings)
+    report = entry.body["report"]
+    warnings = [f"{f['expectation']}({f['column']}): {f['observed']}" for f in report["failures"]]
+    return {
+        "model": spec.name,
+        "partition": partition.key,
+        "rows": report["rows"],
+        "entry": entry.id,
+        "warnings": warnings,
+    }
+
+
+def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink) -> dict[str, Any]:
+    """Stream the accepted batch through champion and challenger and append to `predictions` in one commit.
+
+    Both versions score every row; `served` marks the one that counts for each entity. The rows that a partition's first
+    run served stay as they are: a later run (a backfill) adds rows of its own with `served` false.
+
+    Returns:
+        model, partition, versions, rows, served and missing per version, table version, ledger entry's id.
+
+    Raises:
+        LakeError: the batch is not in `accepted`.
+        LedgerError: nothing is deployed.
+    """
+    deployment = stores.ledger.deployment(spec.name)
+    if deployment is None:
+        msg = (
+            f"{spec.name!r} has no champion, so batch {partition.key} cannot be scored. Run `perennial retrain "
+            f"{spec.name}` (or trigger the DAG {spec.name}_retrain): the first one bootstraps the champion."
+        )
+        raise LedgerError(msg)
+    accepted = stores.lake.partitions("accepted", spec.name).get(partition.key, 0)
+    if not accepted:
+        msg = (
+            f"batch {partition.key} of {spec.name!r} has no rows in 'accepted'. Run its validation first; if it was "
+            "quarantined, mend the data and run it again."
+        )
+        raise LakeError(msg)
+    first = _first_run(stores, spec, partition) in {None, run.run_id}
+    tally = _Tally(deployment, backfill=not first)
+    batches = stores.lake.scan(
+        "accepted",
+        spec.name,
+        columns=list(spec.columns),
+        since=partition.key,
+        before=partition.bound,
+        categorical=spec.features.categorical,
+    )
+    versions = [v for v in (deployment.champion, deployment.challenger) if v is not None]
+    estimators = {v: stores.registry.load(spec.name, v) for v in versions}
+    schema = prediction_schema(spec)
+    rows = _scored(spec, partition, deployment, estimators, batches, schema, tally, as_of=as_of, run=run)
+    commit = stores.lake.append(
+        "predictions",
+        spec.name,
+        pa.RecordBatchReader.from_batches(schema, rows),
+        transaction=f"score:{partition.key}:{run.run_id}",
+    )
+    entry = stores.ledger.append(
+        model=spec.name,
+        kind="scoring",
+        subject=partition.key,
+        verdict="SERVED" if first else "BACKFILLED",
+        as_of=as_of,
+        body={
+            "deployment": to_json(deployment),
+            "rows": accepted,
+            "table_version": commit.version,
+            **(tally.counts() if commit.wrote else _recount(stores, spec, partition, run, deployment)),
+        },
+        run=run,
+        key=f"scoring:{partition.key}:{run.run_id}",
+    )
+    return {
+        "model": spec.name,
+        "partition": partition.key,
+        "versions": versions,
+        "rows": accepted,
+        "table_version": commit.version,
+        "entry": entry.id,
+        **{k: entry.body[k] for k in ("served", "missing", "errors")},
+    }
+
+
+def prediction_schema(spec: ModelSpec) -> pa.Schema:
+    """Columns of `predictions`; `prediction` is P(positive), the value, or the class (then with `probabilities`)."""
+    return pa.schema(
+        [
+            *[pa.field(name, pa.string()) for name in spec.entity],
+            pa.field(spec.event_time, pa.timestamp("us", tz="UTC")),
+            pa.field("partition", pa.string()),
+            *prediction_field(spec),
+            pa.field("model_version", pa.string()),
+            pa.field("variant", pa.string()),
+            pa.field("served", pa.bool_()),
+            pa.field("run_id", pa.string()),
+            pa.field("scored_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+
+def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
+    """Whether the challenger serves each entity: a share `split` of them, the same ones whenever salt is the same.
+
+    A rising split only ever adds entities (the hash is compared with the share), so nobody flips back and forth.
+
+    Args:
+        entities: string arrays, one an entity column, equal lengths.
+        salt: of this rollout.
+        split: share in [0, 1].
+
+    Returns:
+        bool array, one a row.
+    """
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    joined = entities[0] if len(entities) == 1 else pc.binary_join_element_wise(*entities, "\x1f")
+    # SipHash with the salt as its key: uniform, and stable across processes and releases
+    key = (salt or "perennial").ljust(16, "0")[:16]
+    hashed = pd.util.hash_array(joined.to_numpy(zero_copy_only=False), hash_key=key, categorize=False)
+    return np.asarray(hashed / np.float64(2**64) < split)
+
+
+class _Tally:
+    """Served rows, missing predictions and errors per version, counted while the stream passes."""
+
+    def __init__(self, deployment: Deployment, *, backfill: bool) -> None:
+        self.deployment = deployment
+        self.backfill = backfill
+        self.served: dict[str, int] = {}
+        self.missing: dict[str, int] = {}
+        self.errors: dict[str, str] = {}
+
+    def add(self, version: str, served: int, missing: int) -> None:
+        self.served[version] = self.served.get(version, 0) + served
+        self.missing[version] = self.missing.get(version, 0) + missing
+
+    def counts(self) -> dict[str, Any]:
+        return {"served": self.served, "missing": self.missing, "errors": self.errors}
+
+
+def _scored(
+    spec: ModelSpec,
+    partition: Partition,
+    deployment: Deployment,
+    estimators: dict[str, Any],
+    batches: pa.RecordBatchReader,
+    schema: pa.Schema,
+    tally: _Tally,
+    *,
+    as_of: datetime,
+    run: RunLink,
+) -> Iterator[pa.RecordBatch]:
+    for batch, predictions, errors in predict_batches(
+        estimators, batches, spec, may_fail={deployment.challenger} - {None}
+    ):
+        tally.errors.update(errors)
+        rows = batch.num_rows
+        challenger_serves = (
+            assign([batch.column(name) for name in spec.entity], deployment.salt, deployment.split)
+            if deployment.challenger is not None
+            else np.zeros(rows, dtype=bool)
+        )
+        for version, arrays in predictions.items():
+            champion = version == deployment.champion
+            served = ~challenger_serves if champion else challenger_serves
+            if tally.backfill:
+                served = np.zeros(rows, dtype=bool)
+            tally.add(version, int(served.sum()), arrays[0].null_count)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    *[batch.column(name) for name in spec.entity],
+                    batch.column(spec.event_time),
+                    _constant(partition.key, rows),
+                    *arrays,
+                    _constant(version, rows),
+                    _constant("champion" if champion else "challenger", rows),
+                    pa.array(served),
+                    _constant(run.run_id, rows),
+                    pa.array(np.full(rows, as_of.timestamp() * 1e6, dtype="int64")).cast(
+                        schema.field("scored_at").type
+                    ),
+                ],
+                schema=schema,
+            )
+
+
+def _constant(value: str, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), rows)
+
+
+def _first_run(stores: Stores, spec: ModelSpec, partition: Partition) -> str | None:
+    """The run that scored the partition first, by the ledger, else by the table (a crash in between)."""
+    for entry in stores.ledger.entries(spec.name, kind="scoring", subject=partition.key):
+        return entry.run.run_id
+    if partition.key not in stores.lake.partitions("predictions", spec.name):
+        return None
+    rows = stores.lake.scan(
+        "predictions", spec.name, columns=["run_id", "served"], since=partition.key, before=partition.bound
+    ).read_all()
+    served = rows.filter(rows["served"])["run_id"].unique().to_pylist()
+    return str(served[0]) if served else None
+
+
+def _recount(
+    stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink, deployment: Deployment
+) -> dict[str, Any]:
+    """Count again what an earlier try of this run committed before it died."""
+    tally = _Tally(deployment, backfill=False)
+    for batch in stores.lake.scan(
+        "predictions",
+        spec.name,
+        columns=["model_version", "served", "run_id", "prediction"],
+        since=partition.key,
+        before=partition.bound,
+    ):
+        frame = batch.to_pandas()
+        frame = frame[frame["run_id"] == run.run_id]
+        for version, rows in frame.groupby("model_version"):
+            tally.add(str(version), int(rows["served"].sum()), int(rows["prediction"].isna().sum()))
+    return tally.counts()
