@@ -1,0 +1,174 @@
+"""The hash chain of the ledger, pure: how an entry is sealed, and how a chain is checked.
+
+The chain shows edits, drops and reorderings by anyone who does not also recompute every later hash and the head. It is
+not a signature: who can write to the database and knows this file can forge the whole chain. Export the heads to
+another place if that must be ruled out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from perennial.errors import LedgerError, LedgerTampered
+from perennial.records import Deployment, Json, LedgerEntry, RunLink, canonical, digest, to_json
+
+#: `previous` of a chain's first entry
+GENESIS = "0" * 64
+#: digits of the hash that make the id: 64 bits, no collision within any ledger's life
+_ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest entry's place and hash, kept apart from the entries so that a dropped tail is found."""
+
+    seq: int
+    hash: str
+
+
+def entry_id(hash_: str) -> str:
+    """The id of the entry with this hash."""
+    return hash_[:_ID_DIGITS]
+
+
+def hash_entry(entry: LedgerEntry) -> str:
+    """SHA-256 over the canonical JSON of everything in the entry but `id` and `hash`, hex."""
+    data = to_json(entry)
+    del data["id"], data["hash"]
+    return digest(data)
+
+
+def seal(
+    head: Head,
+    *,
+    model: str,
+    kind: str,
+    subject: str,
+    verdict: str,
+    as_of: datetime,
+    body: Mapping[str, Json],
+    run: RunLink,
+    key: str | None,
+    deployment: Deployment | None = None,
+) -> LedgerEntry:
+    """The entry that follows `head`, with its hash and id; the time in UTC, the body as plain JSON values.
+
+    Raises:
+        LedgerError: the time is naive, or the body is not JSON (NaN, infinity, an object).
+    """
+    if as_of.tzinfo is None:
+        raise LedgerError(f"entry about {subject!r} of {model!r}: as_of {as_of.isoformat()} is naive. Pass a zone.")
+    try:
+        plain = json.loads(canonical(dict(body)))
+        entry = LedgerEntry(
+            seq=head.seq + 1,
+            id="",
+            model=model,
+            kind=kind,
+            subject=subject,
+            verdict=str(verdict),
+            as_of=as_of.astimezone(UTC),
+            body=plain,
+            run=run,
+            previous=head.hash,
+            hash="",
+            key=key,
+            deployment=deployment,
+        )
+        sealed = hash_entry(entry)
+    except (TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{kind} entry about {subject!r} of {model!r} is not JSON: {error}. "
+            "Pass records through `to_json`, and no NaN or infinity."
+        ) from error
+    return replace(entry, id=entry_id(sealed), hash=sealed)
+
+
+def check_chain(
+    model: str, entries: Sequence[LedgerEntry], head: Head | None, deployments: Sequence[Deployment]
+) -> int:
+    """Check one model's chain against its head and its deployments; the number of entries.
+
+    Args:
+        model: whose chain.
+        entries: all entries of the model by `seq`.
+        head: the head row, None where it is missing.
+        deployments: all deployment rows of the model by revision.
+
+    Raises:
+        LedgerTampered: names the first entry that was edited, dropped or reordered.
+    """
+    before = Head(0, GENESIS)
+    for entry in entries:
+        if entry.seq != before.seq + 1:
+            raise LedgerTampered(_dropped(model, before.seq + 1, entry.seq - 1, entry.previous))
+        found = hash_entry(entry)
+        if found != entry.hash or entry.id != entry_id(entry.hash):
+            place = _rightful_place(entry, len(entries))
+            what = f"was reordered: it was written as seq {place}" if place else "was edited"
+            raise LedgerTampered(_names(model, entry, f"{what}; its content hashes to {found}, recorded {entry.hash}"))
+        if entry.previous != before.hash:
+            earlier = entries[before.seq - 1] if before.seq else entry
+            raise LedgerTampered(
+                _names(
+                    model,
+                    earlier,
+                    f"was replaced: seq {entry.seq} was chained to {entry.previous}, found {before.hash}",
+                )
+            )
+        before = Head(entry.seq, entry.hash)
+    _check_head(model, entries, head)
+    _check_deployments(model, entries, deployments)
+    return len(entries)
+
+
+def _check_head(model: str, entries: Sequence[LedgerEntry], head: Head | None) -> None:
+    last = entries[-1] if entries else None
+    seq, hash_ = (last.seq, last.hash) if last else (0, GENESIS)
+    if head is None:
+        if last is not None:
+            raise LedgerTampered(_names(model, last, "is the last found, but the head of the chain was dropped"))
+        return
+    if head.seq > seq:
+        raise LedgerTampered(_dropped(model, seq + 1, head.seq, head.hash))
+    if last is not None and head.seq < seq:
+        raise LedgerTampered(_names(model, entries[head.seq], f"was added behind the head, which is seq {head.seq}"))
+    if last is not None and head.hash != hash_:
+        raise LedgerTampered(_names(model, last, f"was replaced: the head says {head.hash}, found {hash_}"))
+
+
+def _check_deployments(model: str, entries: Sequence[LedgerEntry], deployments: Sequence[Deployment]) -> None:
+    rows = {d.revision: d for d in deployments}
+    for entry in entries:
+        if entry.deployment is None:
+            continue
+        row = rows.pop(entry.deployment.revision, None)
+        if row != entry.deployment:
+            raise LedgerTampered(
+                _names(model, entry, f"records {entry.deployment}; the deployment table was edited, it holds {row}")
+            )
+    if rows:
+        raise LedgerTampered(
+            f"ledger of {model!r}: deployment revision {min(rows)} has no entry; it was added without the ledger, "
+            "or its entry was dropped. Restore the ledger from a backup."
+        )
+
+
+def _rightful_place(entry: LedgerEntry, length: int) -> int | None:
+    """The seq under which the entry's content has the recorded hash; None where there is none."""
+    return next((n for n in range(1, length + 2) if hash_entry(replace(entry, seq=n)) == entry.hash), None)
+
+
+def _names(model: str, entry: LedgerEntry, what: str) -> str:
+    return f"ledger of {model!r}: entry seq {entry.seq} ({entry.id}) {what}. Restore it from a backup."
+
+
+def _dropped(model: str, first: int, last: int, last_hash: str) -> str:
+    entries = f"seq {first}" if first == last else f"seq {first} to {last}"
+    return (
+        f"ledger of {model!r}: entry {entries} (the last of them {entry_id(last_hash)}) was dropped. "
+        "Restore it from a backup."
+    )

@@ -1,0 +1,244 @@
+"""Shipped in-memory stores, for `perennial replay` and for tests; the contract suite holds them to the real ones.
+
+Nothing is copied to disk, nothing survives the process. The lake keeps Arrow tables, one per version and partition;
+the registry keeps estimators as they are; the ledger is the SQL one on SQLite in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from perennial.errors import ArtifactMissing, LakeError, RegistryError
+from perennial.records import ModelVersion, Profile, PromotionEvidence, canonical, digest, to_json
+from perennial.stores.ledger import SqlLedger, make_engine, metadata
+from perennial.stores.ports import Commit, Stores, Table, TrainingRun
+from perennial.stores.schemas import fit_batches, fit_schema, refuse_strays, scan_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def open_memory() -> Stores:
+    """Three empty stores in memory."""
+    return Stores(lake=MemoryLake(), ledger=memory_ledger(), registry=MemoryRegistry())
+
+
+def memory_ledger() -> SqlLedger:
+    """An empty ledger in memory. Threads take turns on its one connection."""
+    engine = make_engine("sqlite://", poolclass=sa.QueuePool, pool_size=1, max_overflow=0)
+    metadata.create_all(engine)
+    return SqlLedger(engine)
+
+
+@dataclass
+class _Versions:
+    """All versions of one table; a version maps partition keys to their chunks, unchanged ones shared."""
+
+    schema: pa.Schema
+    versions: list[dict[str, tuple[pa.Table, ...]]] = field(default_factory=list)
+    transactions: dict[str, Commit] = field(default_factory=dict)
+
+
+class MemoryLake:
+    """Tables as lists of Arrow chunks. See `ports.Lake`."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, str], _Versions] = {}
+        self._lock = threading.Lock()
+
+    def append(self, table: Table, model: str, batches: pa.RecordBatchReader, *, transaction: str) -> Commit:
+        """Add rows in one version; see `ports.Lake.append`."""
+        with self._lock:
+            known = self._tables.get((table, model))
+            if known and (earlier := known.transactions.get(transaction)):
+                return replace(earlier, wrote=False)
+            schema, chunks = self._chunks(table, model, batches)
+            rows = sum(chunk.num_rows for chunk in chunks.values())
+            known = self._table(table, model, schema)
+            before = known.versions[-1] if known.versions else {}
+            known.versions.append({**before, **{key: (*before.get(key, ()), one) for key, one in chunks.items()}})
+            known.transactions[transaction] = Commit(len(known.versions) - 1, rows, wrote=True)
+            return known.transactions[transaction]
+
+    def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
+        """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
+        with self._lock:
+            schema, chunks = self._chunks(table, model, batches)
+            rows = sum(chunk.num_rows for chunk in chunks.values())
+            refuse_strays(table, model, partition, chunks)
+            known = self._table(table, model, schema)
+            others = {key: kept for key, kept in (known.versions or [{}])[-1].items() if key != partition}
+            known.versions.append({**others, **{key: (one,) for key, one in chunks.items()}})
+            return Commit(len(known.versions) - 1, rows, wrote=True)
+
+    def scan(
+        self,
+        table: Table,
+        model: str,
+        *,
+        columns: Sequence[str] | None = None,
+        since: str | None = None,
+        before: str | None = None,
+        version: int | None = None,
+        categorical: Sequence[str] = (),
+        batch_rows: int = 131_072,
+    ) -> pa.RecordBatchReader:
+        """Stream rows by partition; see `ports.Lake.scan`."""
+        import pyarrow as pa
+
+        known = self._tables.get((table, model))
+        if known is None or version == -1:
+            return pa.RecordBatchReader.from_batches(pa.schema([]), [])
+        schema = scan_schema(table, model, known.schema, columns, categorical)
+        at = self._at(table, model, version)
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            for key in sorted(at):
+                if (since is None or key >= since) and (before is None or key < before):
+                    for chunk in at[key]:
+                        yield from chunk.select(schema.names).cast(schema).to_batches(max_chunksize=batch_rows)
+
+        return pa.RecordBatchReader.from_batches(schema, stream())
+
+    def version(self, table: Table, model: str) -> int:
+        """The newest version; -1 where the table does not exist."""
+        known = self._tables.get((table, model))
+        return len(known.versions) - 1 if known else -1
+
+    def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
+        """Rows per partition key."""
+        if (table, model) not in self._tables or version == -1:
+            return {}
+        at = self._at(table, model, version)
+        return {key: sum(chunk.num_rows for chunk in at[key]) for key in sorted(at)}
+
+    def _at(self, table: Table, model: str, version: int | None) -> dict[str, tuple[pa.Table, ...]]:
+        versions = self._tables[table, model].versions
+        if version is not None and not 0 <= version < len(versions):
+            raise LakeError(f"'{table}' of {model!r} has no version {version}; the newest is {len(versions) - 1}.")
+        return versions[-1 if version is None else version]
+
+    def _table(self, table: Table, model: str, schema: pa.Schema) -> _Versions:
+        return self._tables.setdefault((table, model), _Versions(schema))
+
+    def _chunks(self, table: Table, model: str, batches: pa.RecordBatchReader) -> tuple[pa.Schema, dict[str, pa.Table]]:
+        """The rows by partition key, in the table's schema."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        known = self._tables.get((table, model))
+        schema = fit_schema(table, model, known.schema if known else None, batches.schema)
+        found = pa.Table.from_batches(fit_batches(table, model, schema, batches), schema)
+        keys = pc.unique(found["partition"]).to_pylist()
+        if len(keys) == 1:
+            return schema, {keys[0]: found}
+        return schema, {key: found.filter(pc.equal(found["partition"], pa.scalar(key))) for key in keys}
+
+
+@dataclass
+class _Run:
+    """One logged run."""
+
+    run: TrainingRun
+    tags: dict[str, str]
+
+
+class MemoryRegistry:
+    """Runs and versions as dicts; estimators are kept, not serialised. See `ports.Registry`."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, _Run] = {}
+        self._versions: dict[str, list[ModelVersion]] = {}
+        self._aliases: dict[str, dict[str, str]] = {}
+
+    def log_run(self, run: TrainingRun) -> str:
+        """Keep the run; see `ports.Registry.log_run`."""
+        run_id = digest([run.spec.name, run.link.run_id])[:32]
+        if run_id not in self._runs:
+            kept = replace(run, estimator=copy.deepcopy(run.estimator))
+            self._runs[run_id] = _Run(kept, {"perennial.run_id": run.link.run_id})
+        return run_id
+
+    def register(self, model: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Make the run's model a version; see `ports.Registry.register`."""
+        if found := next((v for v in self.versions(model) if v.run_id == run_id), None):
+            return found
+        run = self._run(run_id).run
+        known = self._versions.setdefault(model, [])
+        known.append(
+            ModelVersion(
+                model=model,
+                version=str(len(known) + 1),
+                run_id=run_id,
+                snapshot=run.snapshot,
+                artifact_digest=digest([run_id, canonical(run.metrics), to_json(run.snapshot)]),
+                holdout_loss=run.holdout_loss,
+                holdout_rows=run.holdout_rows,
+                holdout_error=run.holdout_error,
+                label_mean=run.label_mean,
+                tags=dict(tags),
+            )
+        )
+        return known[-1]
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a run."""
+        self._run(run_id).tags.update(tags)
+
+    def version(self, model: str, version: str) -> ModelVersion:
+        """One version; see `ports.Registry.version`."""
+        known = {v.version: v for v in self.versions(model)}
+        if version not in known:
+            raise RegistryError(f"model {model!r} has no version {version!r}; it has {sorted(known, key=int)}.")
+        return known[version]
+
+    def versions(self, model: str) -> tuple[ModelVersion, ...]:
+        """All versions, oldest first."""
+        return tuple(self._versions.get(model, ()))
+
+    def load(self, model: str, version: str) -> Any:
+        """The estimator itself, no copy: treat it as frozen. See `ports.Registry.load`."""
+        estimator = self._run(self.version(model, version).run_id).run.estimator
+        if estimator is None:
+            raise ArtifactMissing(
+                f"version {version} of {model!r} is registered, its artifact is gone. Roll back, or retrain."
+            )
+        return estimator
+
+    def lose_artifact(self, model: str, version: str) -> None:
+        """Drop the estimator and keep the version: what a cleaned bucket does to a real registry."""
+        one = self._run(self.version(model, version).run_id)
+        one.run = replace(one.run, estimator=None)
+
+    def profile(self, model: str, version: str) -> Profile:
+        """The reference profile of the version."""
+        return self._run(self.version(model, version).run_id).run.profile
+
+    def evidence(self, run_id: str) -> PromotionEvidence:
+        """What the gate judges; see `ports.Registry.evidence`."""
+        found = self._run(run_id).run.evidence
+        if found is None:
+            raise ArtifactMissing(f"run {run_id} has no evidence.json. It was logged without evidence; train again.")
+        return found
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Alias -> version."""
+        return dict(self._aliases.get(model, {}))
+
+    def set_aliases(self, model: str, aliases: Mapping[str, str | None]) -> None:
+        """Make the aliases so; see `ports.Registry.set_aliases`."""
+        for version in filter(None, aliases.values()):
+            self.version(model, version)
+        merged: dict[str, str | None] = {**self.aliases(model), **aliases}
+        self._aliases[model] = {alias: version for alias, version in merged.items() if version is not None}
+
+    def _run(self, run_id: str) -> _Run:
+        if run_id not in self._runs:
+            raise RegistryError(f"no run {run_id!r}; there are {sorted(self._runs)}.")
+        return self._runs[run_id]
