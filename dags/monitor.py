@@ -1,0 +1,50 @@
+"""Measure one scored batch: drift, data quality, prediction quality where labels are known; write its health record.
+
+**When**: for every partition that `score` publishes, backfills included.
+
+**When it fails**: no health record was written, so the sensor and a rollout that waits for evidence do nothing; that is
+safe, and blind. Look first at the error in the log (it names the batch, both values and the cure), then whether labels
+arrive and whether the champion's profile can be loaded from MLflow. Runbook: `docs/runbooks/failure.md`. Clear the task
+when the cause is mended; measurements of one batch are replaced, never doubled.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, PartitionedAssetTimetable, get_current_context, task
+
+from perennial.specs import ModelSpec
+from perennial_airflow.assets import health, predictions
+from perennial_airflow.wiring import deed
+from perennial_airflow.workflow import make_dag, specs_for
+
+
+def monitor_dag(spec: ModelSpec) -> DAG:
+    with make_dag(
+        spec,
+        "monitor",
+        __doc__,
+        schedule=PartitionedAssetTimetable(assets=predictions(spec)),
+        # health records are written in the order of the batches
+        max_active_runs=1,
+    ) as dag:
+
+        @task(outlets=[health(spec)], execution_timeout=timedelta(hours=2))
+        def monitor() -> dict[str, Any]:
+            from perennial.loop import monitor
+
+            with deed(spec) as at:
+                measured = monitor.monitor(
+                    spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings
+                )
+            get_current_context()["outlet_events"][health(spec)].extra = measured
+            return measured
+
+        monitor()
+    return dag
+
+
+for model in specs_for("monitor"):
+    monitor_dag(model)

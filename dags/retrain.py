@@ -1,0 +1,109 @@
+"""Freeze a snapshot, fit a challenger, let the gate judge it, and start a rollout of what it admits.
+
+**When**: the drift sensor starts it, or a person (Trigger DAG; give a reason). The first run of a new model makes its
+first champion, which must meet the spec's absolute floors.
+
+One retrain a model at a time: while another run holds the lease, `freeze` skips and so does the rest.
+
+| task | when it fails | look first at | runbook |
+|---|---|---|---|
+| `freeze` | too few labelled rows, or a table cannot be read | the error: it names rows and minimum | `docs/runbooks/failure.md` |
+| `train` | MLflow does not answer, or the pipeline does not fit | the MLflow server, then `pipeline.py` | `docs/runbooks/failure.md` |
+| `gate` | evidence that no rule can judge | the error; a refusal is a success here | `docs/runbooks/retrain_refused.md` |
+| `abandon` | runs only after a failure and gives the lease back | clear it, or the next retrain skips | `docs/runbooks/failure.md` |
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, TriggerRule, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.records import Verdict
+from perennial.specs import ModelSpec
+from perennial_airflow import notify
+from perennial_airflow.wiring import deed, start_run
+from perennial_airflow.workflow import dag_id, make_dag, specs_for
+
+PARAMS = {
+    "reason": Param("asked for by a person", type="string", description="Why; it is written into the ledger."),
+    "as_of": Param(None, type=["null", "string"], description="Moment to pretend (ISO); empty: the newest known."),
+    "change_partition": Param(
+        None, type=["null", "string"], description="Key of the first batch after a change, for `since_change` windows."
+    ),
+}
+
+
+def retrain_dag(spec: ModelSpec) -> DAG:
+    # several runs may start at once: the lease lets one work and the others record that they were not needed
+    with make_dag(spec, "retrain", __doc__, schedule=None, params=PARAMS) as dag:
+
+        @task(execution_timeout=timedelta(hours=2))
+        def freeze() -> dict[str, Any]:
+            from perennial.loop import retrain
+
+            with deed(spec) as at:
+                as_of, reason = at.as_of_model, at.params["reason"]
+                snapshot = retrain.freeze(
+                    spec,
+                    at.stores,
+                    as_of=as_of,
+                    run=at.run,
+                    reason=reason,
+                    change_partition=at.params["change_partition"],
+                )
+                notify.retrain_started(spec, reason, at.run.url)
+                return {"snapshot": snapshot, "as_of": as_of.isoformat()}
+
+        @task(execution_timeout=timedelta(hours=12))
+        def train(frozen: dict[str, Any]) -> str:
+            from perennial.loop import retrain
+
+            with deed(spec, as_of=frozen["as_of"]) as at:
+                return retrain.train(spec, at.stores, frozen["snapshot"], as_of=at.as_of_model, run=at.run)
+
+        @task(execution_timeout=timedelta(hours=2))
+        def gate(frozen: dict[str, Any], mlflow_run_id: str) -> dict[str, Any]:
+            from perennial.loop import retrain
+
+            with deed(spec, as_of=frozen["as_of"]) as at:
+                judged = retrain.gate(
+                    spec, at.stores, frozen["snapshot"], mlflow_run_id, as_of=at.as_of_model, run=at.run
+                )
+                if judged["verdict"] != Verdict.ADMIT:
+                    notify.retrain_refused(spec, mlflow_run_id, judged["reason"], at.run.url)
+                return judged
+
+        @task(execution_timeout=timedelta(minutes=5))
+        def start_rollout(judged: dict[str, Any]) -> None:
+            if judged["verdict"] != Verdict.ADMIT:
+                raise AirflowSkipException(f"the gate said {judged['verdict']}")
+            if judged["first"]:
+                raise AirflowSkipException("the first champion serves at once; there is nobody to compare it with")
+            start_run(
+                dag_id(spec.name, "rollout"),
+                run_id=f"gate__v{judged['version']}__{judged['entry']}",
+                conf={"version": str(judged["version"]), "reason": f"admitted by the gate, ledger {judged['entry']}"},
+            )
+
+        @task(trigger_rule=TriggerRule.ONE_FAILED, execution_timeout=timedelta(minutes=10))
+        def abandon() -> None:
+            from perennial.loop import retrain
+
+            with deed(spec) as at:
+                retrain.abandon(
+                    spec, at.stores, run=at.run, as_of=at.as_of_model, reason="a task of the retrain failed"
+                )
+
+        frozen = freeze()
+        mlflow_run_id = train(frozen)
+        judged = gate(frozen, mlflow_run_id)
+        start_rollout(judged)
+        [frozen, mlflow_run_id, judged] >> abandon()
+    return dag
+
+
+for model in specs_for("retrain"):
+    retrain_dag(model)

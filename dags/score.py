@@ -1,0 +1,69 @@
+"""Validate one batch, score it, publish the predictions.
+
+**When**: at the end of every partition of the model's schedule. For past partitions, use a backfill (UI: Trigger, then
+Backfill; or `airflow backfill create`): monitoring follows, and predictions that were served are never changed.
+
+**When it fails**
+
+| task | what it means | look first at | runbook |
+|---|---|---|---|
+| `validate`, quarantine | the batch broke a critical expectation; its rows are in `quarantine`, nothing was scored | the report in Data Docs | `docs/runbooks/quarantine.md` |
+| `validate`, other | the source is empty, unreadable, or lacks a column | the error: it names batch, values and cure | `docs/runbooks/failure.md` |
+| `score` | a model could not be loaded, or a table not written | MLflow, then the lake's path | `docs/runbooks/failure.md` |
+
+Clear the failed task when the cause is mended. Both tasks may run any number of times.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronPartitionTimetable, get_current_context, task
+
+from perennial.specs import ModelSpec
+from perennial_airflow.assets import predictions
+from perennial_airflow.wiring import deed
+from perennial_airflow.workflow import make_dag, specs_for
+
+
+def score_dag(spec: ModelSpec) -> DAG:
+    schedule = spec.schedule
+    with make_dag(
+        spec,
+        "score",
+        __doc__,
+        # a run starts at the tick that ends its partition and carries the key of the partition's start
+        schedule=CronPartitionTimetable(
+            schedule.cron, timezone=schedule.timezone, run_offset=-1, key_format="%Y-%m-%dT%H:%M:%S"
+        ),
+        start_date=schedule.tick_after(schedule.start),
+        end_date=schedule.end,
+        # batches are scored in order: a rollout's stages and the labels build on the batches before
+        max_active_runs=1,
+    ) as dag:
+
+        @task(execution_timeout=timedelta(hours=1))
+        def validate() -> dict[str, Any]:
+            from perennial.loop import score
+
+            with deed(spec) as at:
+                return score.validate(
+                    spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings
+                )
+
+        @task(task_id="score", outlets=[predictions(spec)], execution_timeout=timedelta(hours=6))
+        def score_batch() -> dict[str, Any]:
+            from perennial.loop import score
+
+            with deed(spec) as at:
+                scored = score.score(spec, at.stores, at.partition, as_of=at.as_of, run=at.run)
+            get_current_context()["outlet_events"][predictions(spec)].extra = scored
+            return scored
+
+        validate() >> score_batch()
+    return dag
+
+
+for model in specs_for("score"):
+    score_dag(model)

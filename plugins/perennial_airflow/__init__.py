@@ -1,0 +1,1 @@
+"""The only library code that knows Airflow: assets, wiring, alerts, triggers and pages."""

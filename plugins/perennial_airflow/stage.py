@@ -1,0 +1,91 @@
+"""One stage of a rollout as an Airflow operator: enter, wait without a worker slot, judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+from perennial.records import Verdict
+from perennial.specs import ModelSpec
+from perennial_airflow import notify, wiring
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RolloutStage(BaseOperator):
+    """Give the challenger its share, then judge every new piece of evidence until a verdict ends the stage.
+
+    ADVANCE ends the task. HOLD waits on. ROLL_BACK and PROMOTE end the rollout: the stages that follow are skipped.
+    So does a rollback by somebody else, from a shell or another run.
+    """
+
+    def __init__(self, *, spec: ModelSpec, stage: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.stage = stage
+
+    def execute(self, context: Context) -> None:
+        """Enter the stage and wait. A second try finds it entered, and judges what the first may have missed."""
+        from perennial.loop import rollout
+        from perennial_airflow.triggers import evidence_token
+
+        with wiring.deed(self.spec) as at:
+            if context["ti"].try_number > 1 and not self._under_way(at):
+                self._skip_later_stages()
+                return
+            rollout.enter_stage(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
+            seen = evidence_token(at.stores.ledger, self.spec.name)
+            if context["ti"].try_number > 1 and self._verdict(at) is not Verdict.HOLD:
+                return
+        self._wait(seen)
+
+    def look(self, context: Context, event: dict[str, Any]) -> None:
+        """Judge; Airflow calls this with each new piece of evidence."""
+        from perennial_airflow.triggers import evidence_token
+
+        self.log.info("stage %d of %s: new evidence %s", self.stage, self.spec.name, event["seen"])
+        with wiring.deed(self.spec) as at:
+            if not self._under_way(at):
+                self._skip_later_stages()
+                return
+            # read before judging: evidence that arrives meanwhile wakes the task once more
+            seen = evidence_token(at.stores.ledger, self.spec.name)
+            if self._verdict(at) is not Verdict.HOLD:
+                return
+        self._wait(seen)
+
+    def _verdict(self, at: wiring.Deed) -> Verdict:
+        from perennial.loop import rollout
+
+        found = rollout.judge(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
+        verdict, reason = Verdict(found["verdict"]), str(found["reason"])
+        self.log.info("stage %d of %s: %s, %s", self.stage, self.spec.name, verdict, reason)
+        if verdict is Verdict.PROMOTE:
+            notify.promoted(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
+            self._skip_later_stages()
+        elif verdict is Verdict.ROLL_BACK:
+            notify.rolled_back(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
+            self._skip_later_stages()
+        return verdict
+
+    def _under_way(self, at: wiring.Deed) -> bool:
+        """Whether the deployment still belongs to this rollout; somebody may have ended it while the task slept."""
+        deployment = at.stores.ledger.deployment(self.spec.name)
+        if deployment is not None and deployment.rollout_id == at.run.run_id:
+            return True
+        self.log.warning("rollout %s of %s was ended elsewhere: %s", at.run.run_id, self.spec.name, deployment)
+        return False
+
+    def _skip_later_stages(self) -> None:
+        if self.downstream_task_ids:
+            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))
+
+    def _wait(self, seen: str) -> None:
+        from perennial_airflow.triggers import EvidenceTrigger
+
+        self.defer(
+            trigger=EvidenceTrigger(self.spec.name, seen, wiring.poke_seconds()), method_name=self.look.__name__
+        )
