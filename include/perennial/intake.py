@@ -72,7 +72,7 @@ def accept_batch(
             else f"{report.evaluated} of {report.in_file} expectations were evaluated on {report.rows} rows"
         )
         msg = (
-            f"batch {partition.key} of {spec.name!r} was quarantined ({len(report.critical)} critical failures). {why}. "
+            f"batch {partition.key} of {spec.name!r} was quarantined: {len(report.critical)} critical failures. {why}. "
             f"Its {report.rows} rows are in table 'quarantine', the report is ledger entry {entry.id}. Mend the data "
             "upstream and clear the task; if the data are right, review the suite "
             f"{spec.expectations}.json."
@@ -103,10 +103,10 @@ def accept_history(
 def collect_labels(
     spec: ModelSpec, stores: Stores, start: datetime, end: datetime, *, as_of: datetime, settings: Settings
 ) -> int:
-    """Append labels of events in [start, end) that are known by `as_of` and not yet in the lake; the number added.
+    """Append labels of events in [start, end) known by `as_of` that the lake does not hold yet; the number added.
 
-    Late, duplicate and out-of-order labels converge: rows are kept as they came with `known_at`, readers take the newest
-    known by their own `as_of`.
+    Late, duplicate and out-of-order labels converge: rows are kept as they came with `known_at`, and readers take the
+    newest known by their own `as_of`.
     """
     labels = read_labels(spec, start, end, settings.environment)
     labels = labels.filter(pc.less_equal(labels["known_at"], pa.scalar(as_of, labels["known_at"].type)))
@@ -141,8 +141,8 @@ def take_snapshot(
     table = _labelled(spec, stores, start, end, as_of, accepted, labels)
     if table.num_rows == 0:
         msg = (
-            f"no labelled rows of {spec.name!r} in [{start.isoformat()}, {end.isoformat()}) known by {as_of.isoformat()}: "
-            f"'accepted' is at version {accepted}, 'labels' at {labels}. Score the batches first, or move training.first."
+            f"no labelled rows of {spec.name!r} in [{start.isoformat()}, {end.isoformat()}) known by "
+            f"{as_of.isoformat()}: 'accepted' is at version {accepted}, 'labels' at {labels}. Score the batches first, or move training.first."
         )
         raise LakeError(msg)
     snapshot = Snapshot(

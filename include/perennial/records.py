@@ -342,6 +342,14 @@ class Calibration(_Strict):
 
 
 @dataclass(frozen=True)
+class LossBin(_Strict):
+    """Loss on the holdout rows whose prediction lies in one bin; `up_to` is the bin's largest prediction."""
+
+    up_to: float
+    loss: LossSum
+
+
+@dataclass(frozen=True)
 class PromotionEvidence(_Strict):
     """A challenger's holdout, and the champion on the same rows. No champion: `champion` is None, sums are zero."""
 
@@ -362,6 +370,8 @@ class PromotionEvidence(_Strict):
     holdout_label_mean: float
     #: labelled holdout rows newer than anything the champion was trained on
     new_rows: int
+    #: regression and multiclass: loss by prediction on the holdout, for estimates where labels are late
+    loss_curve: tuple[LossBin, ...] = ()
 
 
 @dataclass(frozen=True)

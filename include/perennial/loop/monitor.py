@@ -62,6 +62,7 @@ def monitor(
         run=run,
         key=f"drift:{partition.key}:{run.run_id}",
     )
+    stores.ledger.measure(_estimated_quality(spec, stores, partition, scoring, deployment, as_of))
     measured = _measure_quality(spec, stores, partition, as_of=as_of, settings=settings)
     drifted = drifted_columns(decision)
     health = stores.ledger.append(
@@ -285,6 +286,41 @@ def _quality_of(
             for name in ("champion", "challenger", "difference", "difference_squared"):
                 add(f"paired_{name}", str(deployment.challenger), getattr(pair, name), pair.rows, against)
     return found
+
+
+def _estimated_quality(
+    spec: ModelSpec,
+    stores: Stores,
+    partition: Partition,
+    scoring: LedgerEntry,
+    deployment: Deployment,
+    as_of: datetime,
+) -> list[Measurement]:
+    """The loss to expect of the champion on this partition, from its holdout: all there is until labels mature."""
+    rows = _predictions(spec, stores, partition, scoring.run.run_id)
+    frame = rows.filter(pc.equal(rows["model_version"], deployment.champion)).to_pandas()
+    frame = frame[frame["prediction"].notna()]
+    if frame.empty:
+        return []
+    predicted = prediction_values(spec, frame)
+    run_id = stores.registry.version(spec.name, deployment.champion).run_id
+    evidence = stores.registry.evidence(run_id)
+    loss, half_width = quality.estimate(
+        spec.task,
+        spec.metric,
+        predicted.max(axis=1) if spec.task == "multiclass" else predicted,
+        calibration=evidence.calibration,
+        curve=evidence.loss_curve,
+    )
+    values = {
+        "estimated_loss": loss.mean,
+        "estimated_loss_squared": loss.total_squared / loss.rows,
+        "estimated_half_width": half_width,
+    }
+    return [
+        Measurement(spec.name, partition.key, name, deployment.champion, value, loss.rows, as_of)
+        for name, value in values.items()
+    ]
 
 
 def prediction_values(spec: ModelSpec, frame: pd.DataFrame) -> np.ndarray:

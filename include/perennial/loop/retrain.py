@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from perennial.measures import profiles, quality
 from perennial.records import (
     Deployment,
     PairedSum,
+    Profile,
     PromotionEvidence,
     RunLink,
     Snapshot,
@@ -109,7 +110,7 @@ def freeze(
     return to_json(snapshot)
 
 
-def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, as_of: datetime, run: RunLink) -> str:
+def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: RunLink) -> str:
     """Fit a challenger, evaluate it and the champion on the same later holdout rows, and log it all to MLflow.
 
     With `training.refit` the logged model is the same recipe fitted once more on window and holdout together; the
@@ -149,7 +150,7 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, as_of: d
             params={**params, "seed": spec.training.seed, "refit": spec.training.refit},
             metrics=evaluation.metrics,
             curves=evaluation.curves,
-            profile=_reference_profile(spec, rows if spec.training.refit else window, holdout, evaluation.prediction),
+            profile=_reference_profile(spec, rows if spec.training.refit else window, evaluation.prediction),
             example=holdout[list(spec.features.names)].head(5),
             evidence=evaluation.evidence,
             holdout_loss=evaluation.loss,
@@ -287,6 +288,7 @@ def _evaluate(
         for column in spec.gate.slices
         for value in sorted(holdout[column].dropna().unique())
     }
+    confidence = prediction.max(axis=1) if spec.task == "multiclass" else prediction
     evidence = PromotionEvidence(
         challenger_run=run.run_id,
         champion=champion,
@@ -300,6 +302,7 @@ def _evaluate(
         training_label_mean=_label_mean(window),
         holdout_label_mean=_label_mean(holdout),
         new_rows=int(fresh.sum()),
+        loss_curve=() if spec.task == "binary" else quality.loss_curve(confidence, losses),
     )
     metrics = {f"holdout_{k}": v for k, v in quality.metrics(spec.task, truth, prediction, classes).items()}
     metrics["holdout_baseline_loss"] = float(baseline.mean())
@@ -323,10 +326,8 @@ def _label_mean(rows: pd.DataFrame) -> float:
     return float(label.mean())
 
 
-def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, holdout: pd.DataFrame, prediction: np.ndarray) -> Any:
+def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, prediction: np.ndarray) -> Profile:
     """Bins that all later batches are counted in: features of the training rows, predictions on unseen rows."""
-    from dataclasses import replace
-
     features = profiles.build_reference(
         pa.Table.from_pandas(rows[list(spec.features.names)], preserve_index=False),
         spec.features.numeric,

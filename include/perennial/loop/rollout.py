@@ -1,4 +1,4 @@
-"""A challenger's way from 0 % to 100 %, or back: stages by compare-and-set, verdicts on evidence, aliases that agree."""
+"""A challenger's way from 0 % to 100 %, or back: stages by compare-and-set, verdicts on evidence, aliases."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Losses are per row, in the units of the spec's metric, lower is better.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from scipy.stats import norm, rankdata
 
 from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
-from perennial.records import Calibration, LossSum, PairedSum
+from perennial.records import Calibration, LossBin, LossSum, PairedSum
 
 Floats = npt.NDArray[np.float64]
 Values = npt.ArrayLike
@@ -27,14 +26,6 @@ Values = npt.ArrayLike
 CLIP = 1e-6
 #: Two-sided 95 %.
 _Z95 = float(norm.ppf(0.975))
-
-
-@dataclass(frozen=True)
-class LossBin:
-    """Loss on the holdout rows whose prediction lies in one bin; `up_to` is the bin's largest prediction."""
-
-    up_to: float
-    loss: LossSum
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
