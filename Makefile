@@ -1,0 +1,49 @@
+# `make` lists what can be done. Everything runs inside .venv, which the first command builds from requirements.lock.
+
+# Without .pyc files every Airflow process would compile everything again; seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
+PYTHON_IN_VENV := .venv/bin/python
+RUN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check bench bench-decisions lock clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+# A second run costs nothing: the stamp is newer than what it was made from.
+setup: .venv/installed ## build .venv (the other commands do it by themselves)
+
+.venv/installed: requirements.lock pyproject.toml local/install.sh
+	@local/install.sh
+
+demo: setup ## live through half a year of flights in Airflow (FULL=1: March-December; INCIDENTS=1: with three accidents)
+	$(PYTHON_IN_VENV) demo/run.py
+
+up: setup ## start Airflow and MLflow on loopback, in the foreground; Ctrl-C stops all of it
+	$(PYTHON_IN_VENV) local/up.py
+
+test: setup ## run all tests (ARGS="-k name" is passed on to pytest)
+	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+check: setup ## lint, format, types, import rules
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	PYTHONPATH=plugins $(RUN)/lint-imports
+
+bench: setup ## measure speed against the usual ways; writes benchmarks/results/speed.json
+	$(PYTHON_IN_VENV) benchmarks/speed.py
+
+bench-decisions: setup ## measure the error rates of the decisions (QUICK=1: in three minutes); writes benchmarks/results/decisions.json
+	$(PYTHON_IN_VENV) benchmarks/decisions.py
+
+lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1: with newer versions)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard .venv/tools/bin/uv) uv) pip compile --quiet --universal \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --all-extras --python-version 3.11 \
+		$(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+
+clean: ## delete caches (the state is in .perennial, the environment in .venv: `rm -r` them to start afresh)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
