@@ -56,7 +56,17 @@ def parse_duration(value: object) -> object:
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         msg = f"{value!r} is not a duration; write a whole number and m, h, d or w, as in '1d'"
-        raise ValueError(msg)
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError as this field's problem
+    return value
+
+
+def check_zone(value: str) -> str:
+    """The name of an IANA time zone, or a ValueError that says how to write one."""
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError) as error:
+        msg = f"{value!r} is not an IANA time zone; use 'UTC' or one like 'America/New_York'"
+        raise ValueError(msg) from error
     return value
 
 
@@ -94,6 +104,14 @@ class Source(Section):
     query: str | None = None
     #: columns the source has and the model does not want; any other column that the spec does not name is refused
     drop: tuple[str, ...] = ()
+    #: IANA zone of times that carry no offset; None: such times are refused. Where it is set, times that do carry one
+    #: are refused: the source has changed
+    naive_times_are: str | None = None
+
+    @field_validator("naive_times_are")
+    @classmethod
+    def _zone(cls, value: str | None) -> str | None:
+        return value if value is None else check_zone(value)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -160,12 +178,7 @@ class Schedule(Section):
     @field_validator("timezone")
     @classmethod
     def _zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError) as error:
-            msg = f"{value!r} is not an IANA time zone; use 'UTC' or one like 'America/New_York'"
-            raise ValueError(msg) from error
-        return value
+        return check_zone(value)
 
     @field_validator("start", "end", mode="before")
     @classmethod
@@ -276,7 +289,7 @@ class Window(Section):
 
 
 class Search(Section):
-    """Optional Optuna search, logged as nested MLflow runs. Ranges are `[low, high]`; choices are lists of 3 or more."""
+    """Optional Optuna search, logged as nested MLflow runs: ranges are `[low, high]`, choices lists of 3 or more."""
 
     trials: Annotated[int, Field(ge=1, le=500)]
     space: dict[str, tuple[float | int | str | bool, ...]]
@@ -542,10 +555,10 @@ def load_spec(file: Path) -> ModelSpec:
     try:
         spec = ModelSpec.model_validate({**data, "folder": file.parent})
     except ValidationError as error:
-        lines = _lines_of(text)
+        lines = lines_of(text)
         raise SpecError("\n".join(_explain(file, lines, dict(problem)) for problem in error.errors())) from None
     if spec.name != file.parent.name:
-        line = _lines_of(text).get(("name",), 1)
+        line = lines_of(text).get(("name",), 1)
         msg = f"{file}:{line}: name is {spec.name!r}, its folder is {file.parent.name!r}. Make them the same."
         raise SpecError(msg)
     return spec
@@ -567,7 +580,7 @@ def load_specs(environment: Mapping[str, str] = os.environ) -> tuple[dict[str, M
     return good, bad
 
 
-def _lines_of(text: str) -> dict[tuple[str | int, ...], int]:
+def lines_of(text: str) -> dict[tuple[str | int, ...], int]:
     """1-based line of every key and item of a YAML text, by path."""
     lines: dict[tuple[str | int, ...], int] = {}
 
@@ -586,6 +599,23 @@ def _lines_of(text: str) -> dict[tuple[str | int, ...], int]:
     if root is not None:
         walk(root, ())
     return lines
+
+
+def line_of_column(spec: ModelSpec, column: str) -> int | None:
+    """1-based line of spec.yaml that names `column`; None where the spec does not, or was not read from a file."""
+    file = spec.folder / "spec.yaml"
+    if not file.is_file():
+        return None
+    lines = lines_of(file.read_text(encoding="utf-8"))
+    paths: list[tuple[str | int, ...]] = []
+    for group in ("numeric", "categorical"):
+        names = getattr(spec.features, group)
+        paths += [("features", group, names.index(column))] if column in names else []
+    if column in spec.entity:
+        paths += [("entity", spec.entity.index(column)), ("entity",)]
+    paths += [("event_time",)] if column == spec.event_time else []
+    paths += [("label", "column")] if column == spec.label.column else []
+    return next((lines[path] for path in paths if path in lines), None)
 
 
 def _explain(file: Path, lines: dict[tuple[str | int, ...], int], problem: dict[str, Any]) -> str:
