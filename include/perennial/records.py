@@ -323,6 +323,9 @@ class PastRetrain(_Strict):
     as_of: datetime
     reason: str
     outcome: str  # running | admitted | refused | promoted | rolled_back | failed
+    #: `trigger` and `change_partition` of the decision's statistics; follow-up refits need them
+    trigger: str = ""
+    change_partition: str | None = None
 
 
 @dataclass(frozen=True)
