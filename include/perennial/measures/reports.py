@@ -1,0 +1,162 @@
+"""The drift report for people. The only file that imports evidently.
+
+The verdict was reached on all rows; this page explains it on a bounded sample. Every figure of drift on it is the
+verdict's own: Evidently gets the score and the threshold of each column, so that page and verdict cannot disagree.
+"""
+
+from __future__ import annotations
+
+import html
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.records import Decision, Json, Verdict
+from perennial.specs import ModelSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The name under which Evidently finds the verdict's scores.
+_METHOD = "perennial_psi"
+_COLOURS = {Verdict.STABLE: "#1a7f37", Verdict.DRIFTED: "#bc4c00"}
+_UNDECIDED = "#57606a"
+
+
+def drift_report(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    spec: ModelSpec,
+    decision: Decision,
+    *,
+    rows: int,
+    seed: int,
+    title: str,
+    links: Mapping[str, str],
+) -> str:
+    """One self-contained HTML page (about 4 MB): our verdict, then Evidently's pictures of the same columns.
+
+    Args:
+        reference: rows that the batch is compared with: features, and `prediction` where there is one.
+        current: rows of the batch, same columns.
+        spec: says which columns are numeric and which categorical.
+        decision: of the drift rule; `statistics["columns"]` has psi, threshold and drifted by column.
+        rows: the most rows of each side that are drawn (evenly at random by `seed`).
+        seed: the same seed and rows give the same sample.
+        title: stands above the verdict.
+        links: text -> address; an address that is no URL or path is shown as text.
+    """
+    judged: dict[str, dict[str, Json]] = decision.statistics.get("columns", {})
+    sides = [_sample(frame, rows, seed) for frame in (reference, current)]
+    shown = [name for name in judged if all(name in side and side[name].notna().any() for side in sides)]
+    head = _head(spec, decision, judged, title, links, sampled=tuple(map(len, sides)), left_out={*judged} - {*shown})
+    if not shown:
+        return f"<!doctype html><html><head><meta charset='utf-8'></head><body>{head}</body></html>\n"
+    body: str = _evidently(sides[0], sides[1], spec, {name: judged[name] for name in shown})
+    opening = body.index(">", body.index("<body")) + 1
+    return body[:opening] + head + body[opening:]
+
+
+def keep_newest(folder: Path, count: int) -> tuple[Path, ...]:
+    """Remove all but the `count` HTML files of `folder` that were written last; those that were removed.
+
+    Files written at the same moment are ordered by name. Folders inside are left alone.
+    """
+    written = sorted((f for f in folder.glob("*.html") if f.is_file()), key=lambda f: (f.stat().st_mtime_ns, f.name))
+    old = tuple(written[: max(0, len(written) - count)])
+    for file in old:
+        file.unlink(missing_ok=True)
+    return old
+
+
+def _sample(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    return frame if len(frame) <= rows else frame.sample(n=rows, random_state=seed).sort_index()
+
+
+def _evidently(
+    reference: pd.DataFrame, current: pd.DataFrame, spec: ModelSpec, judged: dict[str, dict[str, Json]]
+) -> str:
+    with warnings.catch_warnings():
+        # its own models warn about pydantic and numpy on import and while drawing; nothing that a reader could mend
+        warnings.simplefilter("ignore")
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.legacy.calculations.stattests import StatTest, register_stattest
+        from evidently.legacy.core import ColumnType
+        from evidently.presets import DataDriftPreset
+
+        def verdict_of(_reference: pd.Series, current: pd.Series, _kind: Any, _threshold: float) -> tuple[float, bool]:
+            found = judged[str(current.name)]
+            return float(found["psi"]), bool(found["drifted"])
+
+        method = StatTest(
+            name=_METHOD,
+            display_name="PSI on all rows (the verdict's own)",
+            allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
+        )
+        register_stattest(method, verdict_of)
+        numeric = [name for name in judged if name not in spec.features.categorical and _is_numeric(current[name])]
+        categorical = [name for name in judged if name not in numeric]
+        definition = DataDefinition(numerical_columns=numeric, categorical_columns=categorical)
+        datasets = [
+            Dataset.from_pandas(
+                side[[*judged]].astype({**dict.fromkeys(numeric, "float64"), **dict.fromkeys(categorical, "object")}),
+                data_definition=definition,
+            )
+            for side in (current, reference)
+        ]
+        drift = DataDriftPreset(
+            columns=[*judged],
+            method=_METHOD,
+            per_column_threshold={name: float(found["threshold"]) for name, found in judged.items()},
+            # as in the verdict, one drifted column is enough
+            drift_share=1 / len(judged),
+        )
+        return str(Report([drift], include_tests=True).run(*datasets).get_html_str(as_iframe=False))
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    return column.dtype.kind in "iufb"
+
+
+def _head(
+    spec: ModelSpec,
+    decision: Decision,
+    judged: dict[str, dict[str, Json]],
+    title: str,
+    links: Mapping[str, str],
+    *,
+    sampled: tuple[int, ...],
+    left_out: set[str],
+) -> str:
+    say = html.escape
+    colour = _COLOURS.get(decision.verdict, _UNDECIDED)
+    reasons = "".join(f"<li>{say(reason)}</li>" for reason in decision.reasons)
+    lines = "".join(
+        f"<tr{' style=font-weight:bold' if found['drifted'] else ''}><td>{say(name)}</td>"
+        f"<td>{found['psi']:.4f}</td><td>{found['threshold']:.4f}</td>"
+        f"<td>{'drifted' if found['drifted'] else 'stable'}</td></tr>"
+        for name, found in sorted(judged.items(), key=lambda item: -item[1]["psi"] / (item[1]["threshold"] or 1))
+    )
+    table = (
+        "<table cellpadding=4><tr><th align=left>column<th align=left>PSI<th align=left>threshold<th></tr>"
+        f"{lines}</table>"
+        if lines
+        else ""
+    )
+    note = f" Not drawn, for want of values: {say(', '.join(sorted(left_out)))}." if left_out else ""
+    linked = " · ".join(
+        f'<a href="{say(address)}">{say(text)}</a>'
+        if address.startswith(("http://", "https://", "/", "./", "../"))
+        else f"{say(text)} {say(address)}"
+        for text, address in links.items()
+    )
+    return (
+        "<section style='font-family:sans-serif;margin:1.5em;padding:1em 1.5em;"
+        f"border-left:8px solid {colour};background:#f6f8fa'><h1 style='font-size:1.3em'>{say(title)}</h1>"
+        f"<p style='font-size:1.5em;color:{colour};margin:.3em 0'><b>{say(str(decision.verdict))}</b></p>"
+        f"<ul>{reasons}</ul>{table}<p>Rule {say(decision.rule)} {say(decision.rule_version)}, alpha {decision.alpha:g} "
+        f"a batch over all columns; model {say(spec.name)}, owner {say(spec.owner)}. The verdict was reached on all "
+        f"rows. The pictures below show {sampled[0]:,} reference rows and {sampled[1]:,} rows of the batch."
+        f"{note}</p><p>{linked}</p></section>"
+    )
