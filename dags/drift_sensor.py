@@ -2,9 +2,9 @@
 
 **When**: for every partition that `monitor` publishes. Only RETRAIN starts the retrain DAG; CANNOT_TELL alerts.
 
-**When it fails**: nothing was decided and nothing was started. Look first at the log of `decide`: evidence with a NaN or
-a negative count is refused, and the measurement is named. Runbook: `docs/runbooks/failure.md`. The verdict, its evidence
-and its thresholds are in the ledger: `perennial ledger`.
+**When it fails**: nothing was decided and nothing was started. Look first at the log of `decide`: evidence with a NaN
+or a negative count is refused, and the measurement is named. Runbook: `docs/runbooks/failure.md`. The verdict, its
+evidence and its thresholds are in the ledger: `perennial ledger`.
 """
 
 from __future__ import annotations

@@ -5,12 +5,15 @@ first champion, which must meet the spec's absolute floors.
 
 One retrain a model at a time: while another run holds the lease, `freeze` skips and so does the rest.
 
-| task | when it fails | look first at | runbook |
-|---|---|---|---|
-| `freeze` | too few labelled rows, or a table cannot be read | the error: it names rows and minimum | `docs/runbooks/failure.md` |
-| `train` | MLflow does not answer, or the pipeline does not fit | the MLflow server, then `pipeline.py` | `docs/runbooks/failure.md` |
-| `gate` | evidence that no rule can judge | the error; a refusal is a success here | `docs/runbooks/retrain_refused.md` |
-| `abandon` | runs only after a failure and gives the lease back | clear it, or the next retrain skips | `docs/runbooks/failure.md` |
+**When it fails**
+
+- `freeze`: too few labelled rows, or a table cannot be read. The error names rows and minimum.
+- `train`: MLflow does not answer, or the pipeline does not fit. Look first at the MLflow server, then at `pipeline.py`.
+- `gate`: evidence that no rule can judge; the error names it. A refusal is no failure, but see
+  `docs/runbooks/retrain_refused.md`.
+- `abandon` runs only after a failure and gives the lease back; while it fails, every later retrain skips. Clear it.
+
+Runbook: `docs/runbooks/failure.md`.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ def retrain_dag(spec: ModelSpec) -> DAG:
                     run=at.run,
                     reason=reason,
                     change_partition=at.params["change_partition"],
+                    settings=at.settings,
                 )
                 notify.retrain_started(spec, reason, at.run.url)
                 return {"snapshot": snapshot, "as_of": as_of.isoformat()}
@@ -61,8 +65,8 @@ def retrain_dag(spec: ModelSpec) -> DAG:
         def train(frozen: dict[str, Any]) -> str:
             from perennial.loop import retrain
 
-            with deed(spec, as_of=frozen["as_of"]) as at:
-                return retrain.train(spec, at.stores, frozen["snapshot"], as_of=at.as_of_model, run=at.run)
+            with deed(spec) as at:
+                return retrain.train(spec, at.stores, frozen["snapshot"], run=at.run)
 
         @task(execution_timeout=timedelta(hours=2))
         def gate(frozen: dict[str, Any], mlflow_run_id: str) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def retrain_dag(spec: ModelSpec) -> DAG:
                 )
                 if judged["verdict"] != Verdict.ADMIT:
                     notify.retrain_refused(spec, mlflow_run_id, judged["reason"], at.run.url)
-                return judged
+                return {**judged, "lease": at.run.run_id}
 
         @task(execution_timeout=timedelta(minutes=5))
         def start_rollout(judged: dict[str, Any]) -> None:
@@ -85,7 +89,11 @@ def retrain_dag(spec: ModelSpec) -> DAG:
             start_run(
                 dag_id(spec.name, "rollout"),
                 run_id=f"gate__v{judged['version']}__{judged['entry']}",
-                conf={"version": str(judged["version"]), "reason": f"admitted by the gate, ledger {judged['entry']}"},
+                conf={
+                    "version": str(judged["version"]),
+                    "reason": f"admitted by the gate, ledger {judged['entry']}",
+                    "lease": judged["lease"],
+                },
             )
 
         @task(trigger_rule=TriggerRule.ONE_FAILED, execution_timeout=timedelta(minutes=10))
@@ -93,15 +101,15 @@ def retrain_dag(spec: ModelSpec) -> DAG:
             from perennial.loop import retrain
 
             with deed(spec) as at:
-                retrain.abandon(
-                    spec, at.stores, run=at.run, as_of=at.as_of_model, reason="a task of the retrain failed"
-                )
+                if at.stores.ledger.holder(spec.name, retrain.RETRAIN_LEASE) == at.run.run_id:
+                    retrain.abandon(
+                        spec, at.stores, run=at.run, as_of=at.as_of_model, reason="a task of the retrain failed"
+                    )
 
         frozen = freeze()
         mlflow_run_id = train(frozen)
         judged = gate(frozen, mlflow_run_id)
-        start_rollout(judged)
-        [frozen, mlflow_run_id, judged] >> abandon()
+        [frozen, mlflow_run_id, judged, start_rollout(judged)] >> abandon()
     return dag
 
 

@@ -7,12 +7,16 @@ Every stage sets the share, sleeps until a batch was measured, and judges: ADVAN
 gives everything back to the champion and skips the stages that follow, PROMOTE makes the challenger champion. A stage
 that sleeps holds no worker. A rollout may take weeks; every component may be restarted meanwhile.
 
-| task | when it fails or waits | look first at | runbook |
-|---|---|---|---|
-| `approve` | waits for a person | version and artifact digest, against MLflow | `docs/runbooks/approval_wanted.md` |
-| `open` | another rollout is under way, or the artifact is not the approved one | `perennial status` | `docs/runbooks/failure.md` |
-| a stage, asleep for long | no batch was measured since | the score and monitor DAGs | `docs/runbooks/failure.md` |
-| a stage, then skips | it was rolled back | the reasons: `perennial ledger` | `docs/runbooks/rollback.md` |
+**When it waits, skips or fails**
+
+- `approve` waits for a person: compare version and artifact digest with MLflow. Runbook:
+  `docs/runbooks/approval_wanted.md`.
+- `open` fails: another rollout is under way, or the artifact is not the one that was approved. Look first at the status
+  page. Runbook: `docs/runbooks/failure.md`.
+- `free_retrain` runs always; it lets the next retrain start where `open` did not happen.
+- a stage sleeps for long: no batch was measured since. Look first at the score and monitor DAGs.
+- the stages after one are skipped: it was rolled back, or promoted early. The reasons are in the ledger. Runbook:
+  `docs/runbooks/rollback.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, BaseOperator, Param, get_current_context, task
+from airflow.sdk import DAG, BaseOperator, Param, TriggerRule, get_current_context, task
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from perennial.errors import SpecError
@@ -33,6 +37,7 @@ from perennial_airflow.workflow import make_dag, specs_for
 PARAMS = {
     "version": Param(None, type=["null", "string"], description="Registered version to bring out."),
     "rollback": Param(default=False, type="boolean", description="Take the running challenger back now."),
+    "lease": Param(None, type=["null", "string"], description="Retrain run whose lease ends with this run's start."),
     "reason": Param("asked for by a person", type="string", description="Why; it is written into the ledger."),
 }
 
@@ -48,9 +53,7 @@ def rollout_dag(spec: ModelSpec) -> DAG:
 
             with deed(spec) as at:
                 if at.params["rollback"]:
-                    rollout.roll_back(
-                        spec, at.stores, as_of=at.as_of_model, run=at.run, reason=at.params["reason"]
-                    )
+                    rollout.roll_back(spec, at.stores, as_of=at.as_of_model, run=at.run, reason=at.params["reason"])
                     notify.rolled_back(spec, "asked for in Airflow", at.params["reason"], at.run.url)
                     raise DownstreamTasksSkipped(tasks=sorted(get_current_context()["task"].downstream_task_ids))
                 if not at.params["version"]:
@@ -78,12 +81,25 @@ def rollout_dag(spec: ModelSpec) -> DAG:
                     rollout_id=at.run.run_id,
                 )
 
+        @task(trigger_rule=TriggerRule.ALL_DONE, execution_timeout=timedelta(minutes=10))
+        def free_retrain() -> None:
+            from perennial.loop import retrain
+
+            with deed(spec) as at:
+                holder = at.stores.ledger.holder(spec.name, retrain.RETRAIN_LEASE)
+                # an opened rollout has given it back already
+                if holder is not None and holder == at.params["lease"]:
+                    retrain.abandon(
+                        spec, at.stores, run=at.run, as_of=at.as_of_model, reason="the rollout was not opened"
+                    )
+
         proposed = begin()
         opened = open_rollout(proposed)
         if spec.rollout.approval == "human":
             proposed >> approve(spec) >> opened
+        opened >> free_retrain()
         last: Any = opened
-        for index, share in enumerate(spec.rollout.stages):
+        for index, share in enumerate(spec.rollout.steps):
             stage = RolloutStage(task_id=f"serve_{share * 100:g}_percent".replace(".", "_"), spec=spec, stage=index)
             last >> stage
             last = stage

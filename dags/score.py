@@ -5,11 +5,12 @@ Backfill; or `airflow backfill create`): monitoring follows, and predictions tha
 
 **When it fails**
 
-| task | what it means | look first at | runbook |
-|---|---|---|---|
-| `validate`, quarantine | the batch broke a critical expectation; its rows are in `quarantine`, nothing was scored | the report in Data Docs | `docs/runbooks/quarantine.md` |
-| `validate`, other | the source is empty, unreadable, or lacks a column | the error: it names batch, values and cure | `docs/runbooks/failure.md` |
-| `score` | a model could not be loaded, or a table not written | MLflow, then the lake's path | `docs/runbooks/failure.md` |
+- `validate`, quarantine: the batch broke a critical expectation; its rows are in `quarantine`, nothing was scored. Look
+  first at the report in Data Docs. Runbook: `docs/runbooks/quarantine.md`.
+- `validate`, any other error: the source is empty, unreadable, or lacks a column. The error names the batch, both
+  values and the cure. Runbook: `docs/runbooks/failure.md`.
+- `score`: a model could not be loaded, or a table not written. Look first at MLflow, then at the lake's path. Runbook:
+  `docs/runbooks/failure.md`.
 
 Clear the failed task when the cause is mended. Both tasks may run any number of times.
 """
@@ -48,9 +49,7 @@ def score_dag(spec: ModelSpec) -> DAG:
             from perennial.loop import score
 
             with deed(spec) as at:
-                return score.validate(
-                    spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings
-                )
+                return score.validate(spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings)
 
         @task(task_id="score", outlets=[predictions(spec)], execution_timeout=timedelta(hours=6))
         def score_batch() -> dict[str, Any]:

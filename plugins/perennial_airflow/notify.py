@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from perennial.errors import BatchQuarantined
@@ -17,6 +17,7 @@ from perennial.settings import Settings
 from perennial.specs import ModelSpec
 
 if TYPE_CHECKING:
+    from airflow.providers.standard.operators.hitl import HITLOperator
     from airflow.sdk import Context
     from airflow.sdk.bases.notifier import BaseNotifier
 
@@ -84,7 +85,7 @@ def send(spec: ModelSpec, alert: Alert) -> bool:
     return True
 
 
-# --- what is told ------------------------------------------------------------------------------------------------------
+# --- what is told ---------------------------------------------------------------------------------------------------
 
 
 def task_failed(spec: ModelSpec, context: Context) -> None:
@@ -189,10 +190,7 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
 
         def notify(self, context: Context) -> None:
             """Send the alert with the address of the page where the answer is given."""
-            from airflow.providers.standard.operators.hitl import HITLOperator
-
-            operator = context["task"]
-            assert isinstance(operator, HITLOperator)
+            operator = cast("HITLOperator", context["task"])
             where = operator.generate_link_to_ui(
                 task_instance=context["task_instance"], base_url=Settings().airflow_url
             )
@@ -209,7 +207,7 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
     return ApprovalWanted()
 
 
-# --- where to look -----------------------------------------------------------------------------------------------------
+# --- where to look --------------------------------------------------------------------------------------------------
 
 
 def status_url(spec: ModelSpec) -> str:

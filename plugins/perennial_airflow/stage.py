@@ -30,34 +30,32 @@ class RolloutStage(BaseOperator):
     def execute(self, context: Context) -> None:
         """Enter the stage and wait. A second try finds it entered, and judges what the first may have missed."""
         from perennial.loop import rollout
-        from perennial_airflow.triggers import evidence_token
 
         with wiring.deed(self.spec) as at:
-            if context["ti"].try_number > 1 and not self._under_way(at):
-                self._skip_later_stages()
+            deployment = at.stores.ledger.deployment(self.spec.name)
+            if deployment is None or deployment.rollout_id != at.run.run_id:
+                # ended by somebody else between two stages: the verdict stands in the ledger, and is told
+                self._judge(at)
                 return
             rollout.enter_stage(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
-            seen = evidence_token(at.stores.ledger, self.spec.name)
-            if context["ti"].try_number > 1 and self._verdict(at) is not Verdict.HOLD:
+            seen = rollout.evidence_marker(at.stores.ledger, self.spec.name)
+            if context["ti"].try_number > 1 and self._judge(at) is not Verdict.HOLD:
                 return
         self._wait(seen)
 
-    def look(self, context: Context, event: dict[str, Any]) -> None:
+    def look(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 - Airflow passes both
         """Judge; Airflow calls this with each new piece of evidence."""
-        from perennial_airflow.triggers import evidence_token
+        from perennial.loop import rollout
 
         self.log.info("stage %d of %s: new evidence %s", self.stage, self.spec.name, event["seen"])
         with wiring.deed(self.spec) as at:
-            if not self._under_way(at):
-                self._skip_later_stages()
-                return
             # read before judging: evidence that arrives meanwhile wakes the task once more
-            seen = evidence_token(at.stores.ledger, self.spec.name)
-            if self._verdict(at) is not Verdict.HOLD:
+            seen = rollout.evidence_marker(at.stores.ledger, self.spec.name)
+            if self._judge(at) is not Verdict.HOLD:
                 return
         self._wait(seen)
 
-    def _verdict(self, at: wiring.Deed) -> Verdict:
+    def _judge(self, at: wiring.Deed) -> Verdict:
         from perennial.loop import rollout
 
         found = rollout.judge(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
@@ -71,21 +69,11 @@ class RolloutStage(BaseOperator):
             self._skip_later_stages()
         return verdict
 
-    def _under_way(self, at: wiring.Deed) -> bool:
-        """Whether the deployment still belongs to this rollout; somebody may have ended it while the task slept."""
-        deployment = at.stores.ledger.deployment(self.spec.name)
-        if deployment is not None and deployment.rollout_id == at.run.run_id:
-            return True
-        self.log.warning("rollout %s of %s was ended elsewhere: %s", at.run.run_id, self.spec.name, deployment)
-        return False
-
     def _skip_later_stages(self) -> None:
         if self.downstream_task_ids:
-            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))
+            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))  # type: ignore[no-untyped-call]
 
     def _wait(self, seen: str) -> None:
         from perennial_airflow.triggers import EvidenceTrigger
 
-        self.defer(
-            trigger=EvidenceTrigger(self.spec.name, seen, wiring.poke_seconds()), method_name=self.look.__name__
-        )
+        self.defer(trigger=EvidenceTrigger(self.spec.name, seen, wiring.poke_seconds()), method_name=self.look.__name__)

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from perennial_airflow import wiring
 
-if TYPE_CHECKING:
-    from perennial.stores.ports import Ledger
-
 #: A ledger that cannot be read so many times in a row is no hiccup; the task fails, and says so.
 LOOKS_THAT_MAY_FAIL = 20
-
-
-def evidence_token(ledger: Ledger, model: str) -> str:
-    """Changes when a batch of the model was measured, or when its deployment was changed by anybody."""
-    from perennial.loop import rollout
-
-    deployment = ledger.deployment(model)
-    return f"{rollout.evidence_marker(ledger, model)}|{deployment.revision if deployment else 0}"
 
 
 class EvidenceTrigger(BaseTrigger):
     """Fires when there is evidence that the stage has not seen."""
 
     def __init__(self, model: str, seen: str, poke_seconds: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.seen = seen
         self.poke_seconds = poke_seconds
@@ -43,12 +32,14 @@ class EvidenceTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look at the ledger every `poke_seconds` until its token differs from the one seen."""
-        ledger = await sync_to_async(_open_ledger)()
+        """Look at the ledger every `poke_seconds` until its marker differs from the one seen."""
+        from perennial.loop import rollout
+
+        ledger = await sync_to_async(lambda: wiring.open_ledger(wiring.settings()))()
         failed = 0
         while True:
             try:
-                token = await sync_to_async(evidence_token)(ledger, self.model)
+                marker = await sync_to_async(rollout.evidence_marker)(ledger, self.model)
             except Exception:
                 failed += 1
                 if failed > LOOKS_THAT_MAY_FAIL:
@@ -56,13 +47,7 @@ class EvidenceTrigger(BaseTrigger):
                 self.log.exception("model %s: the ledger cannot be read (%d times in a row)", self.model, failed)
             else:
                 failed = 0
-                if token != self.seen:
-                    yield TriggerEvent({"seen": token})
+                if marker != self.seen:
+                    yield TriggerEvent({"seen": marker})  # type: ignore[no-untyped-call]
                     return
             await asyncio.sleep(self.poke_seconds)
-
-
-def _open_ledger() -> Ledger:
-    from perennial.stores.open import open_stores
-
-    return open_stores(wiring.settings()).ledger

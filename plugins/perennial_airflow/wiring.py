@@ -34,9 +34,9 @@ from perennial.settings import Settings
 from perennial.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, Connection
+    from airflow.sdk import Connection, Context
 
-    from perennial.stores.ports import Stores
+    from perennial.stores.ports import Ledger, Stores
 
 #: A second try finds the same rows, the same spec or the same bytes, and fails the same way.
 NOT_RETRIED = (
@@ -150,6 +150,13 @@ def settings() -> Settings:
         host = mlflow.host if "://" in mlflow.host else f"{mlflow.schema or 'http'}://{mlflow.host}"
         found["mlflow"] = f"{host}:{mlflow.port}" if mlflow.port else host
     return Settings().model_copy(update=found)
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger alone, for what only looks."""
+    from perennial.stores.open import open_stores
+
+    return open_stores(settings).ledger
 
 
 def connection(conn_id: str) -> Connection | None:

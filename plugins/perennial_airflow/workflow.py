@@ -75,7 +75,7 @@ def make_dag(
     return DAG(
         dag_id=dag_id(spec.name, workflow),
         description=f"{workflow.replace('_', ' ')}: {spec.description}",
-        doc_md=f"# {spec.name}: {workflow.replace('_', ' ')}\n\n{spec.description}\n\nOwner: {spec.owner}\n\n{doc or ''}",
+        doc_md=f"# {dag_id(spec.name, workflow)}\n\n{spec.description}\n\nOwner: {spec.owner}\n\n{doc or ''}",
         schedule=schedule,
         catchup=False,
         tags={"perennial", spec.name, workflow, *spec.tags},

@@ -1,0 +1,196 @@
+"""`make up`: the whole stack on this machine, in the foreground, until Ctrl-C.
+
+Prepares `.perennial/` (Airflow's home, made-up secrets, databases), then runs the Procfile. Nothing listens beyond
+loopback. `AIRFLOW_PORT` and `MLFLOW_PORT` move the ports, `PERENNIAL_HOME` moves the state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import honcho.manager
+from honcho.environ import parse_procfile
+from honcho.printer import Printer
+
+PROJECT = Path(__file__).resolve().parent.parent
+#: The scheduler waits for its running tasks; after this many seconds it is killed.
+STOP_SECONDS = 30
+READY_SECONDS = 180
+
+
+def main() -> int:
+    """Start everything, say where it is, stop everything. The exit code is 0 after Ctrl-C."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--quiet", action="store_true", help="write the components' output to .perennial/logs only")
+    quiet = arguments.parse_args().quiet
+
+    home = Path(os.environ.get("PERENNIAL_HOME", PROJECT / ".perennial")).resolve()
+    environment = stack_environment(home)
+    for name in ("AIRFLOW_PORT", "MLFLOW_PORT"):
+        refuse_busy_port(name, int(environment[name]))
+    print(f"Preparing {home} ...", flush=True)
+    prepare(home, environment)
+
+    honcho.manager.KILL_WAIT = STOP_SECONDS
+    logs = (home / "logs" / "stack.log").open("w", encoding="utf-8")
+    manager = honcho.manager.Manager(Printer(output=logs if quiet else sys.stdout, prefix=True))
+    for name, command in parse_procfile((PROJECT / "Procfile").read_text(encoding="utf-8")).processes.items():
+        manager.add_process(name, command, env=environment, cwd=str(PROJECT))
+    # a closed terminal stops the stack as Ctrl-C does
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    threading.Thread(target=announce, args=(home, environment), daemon=True).start()
+    manager.loop()
+    asked_to_stop = manager.returncode in {130, 143}
+    print("Stopped." if asked_to_stop else f"A component ended by itself (code {manager.returncode}).", flush=True)
+    return 0 if asked_to_stop else 1
+
+
+def stack_environment(home: Path) -> dict[str, str]:
+    """The environment of all components. What the caller has set already is kept."""
+    airflow_port = os.environ.get("AIRFLOW_PORT", "8080")
+    mlflow_port = os.environ.get("MLFLOW_PORT", "5000")
+    made_up = made_up_secrets(home / "airflow" / "secrets.json")
+    airflow_url, mlflow_url = f"http://127.0.0.1:{airflow_port}", f"http://127.0.0.1:{mlflow_port}"
+    defaults = {
+        "AIRFLOW_PORT": airflow_port,
+        "MLFLOW_PORT": mlflow_port,
+        "PERENNIAL_HOME": str(home),
+        "PERENNIAL_AIRFLOW_URL": airflow_url,
+        "PERENNIAL_MLFLOW_URL": mlflow_url,
+        "PERENNIAL_MLFLOW_STORE": f"sqlite:///{home / 'mlflow.db'}",
+        "PERENNIAL_MLFLOW_ARTIFACTS": str(home / "mlflow-artifacts"),
+        "MLFLOW_TRACKING_URI": mlflow_url,
+        # nothing leaves the machine
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        # where things are
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow_url}/execution/",
+        "AIRFLOW__API__BASE_URL": airflow_url,
+        # who may come in
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "airflow" / "passwords.json"),
+        "AIRFLOW__CORE__FERNET_KEY": made_up["fernet"],
+        "AIRFLOW__API__SECRET_KEY": made_up["api"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": made_up["jwt"],
+        # a small machine, and batches that follow each other: look often, run few at a time
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+    }
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**defaults, **os.environ, "PATH": path, "AIRFLOW_PORT": airflow_port, "MLFLOW_PORT": mlflow_port}
+
+
+def made_up_secrets(file: Path) -> dict[str, str]:
+    """Secrets of this stack alone, made once and readable by this user alone."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        made = {name: secrets.token_urlsafe(32) for name in ("api", "jwt")}
+        # a Fernet key is 32 bytes in URL-safe base64, padding kept
+        made["fernet"] = secrets.token_urlsafe(32) + "="
+        file.write_text(json.dumps(made), encoding="utf-8")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def prepare(home: Path, environment: dict[str, str]) -> None:
+    """Folders, the users' passwords, Airflow's database."""
+    for folder in ("airflow", "logs", "mlflow-artifacts", "reports"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    config = home / "airflow" / "config"
+    if not config.is_symlink():
+        config.symlink_to(PROJECT / "config", target_is_directory=True)
+    passwords = Path(environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
+    if not passwords.exists():
+        passwords.touch(mode=0o600)
+        passwords.write_text(json.dumps({name: secrets.token_urlsafe(9) for name in ("admin", "viewer")}))
+    log = home / "logs" / "prepare.log"
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            ["airflow", "db", "migrate"],  # noqa: S607 - found in this environment's own PATH
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        sys.exit(f"airflow db migrate failed (code {done.returncode}); its last lines, from {log}:\n{tail(log)}")
+
+
+def tail(file: Path, lines: int = 15) -> str:
+    """The last lines of a text file."""
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def refuse_busy_port(name: str, port: int) -> None:
+    """End with a clear message where somebody listens already."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            sys.exit(f"Port {port} is taken. Stop what listens there, or choose another: {name}={port + 1} make up")
+
+
+def announce(home: Path, environment: dict[str, str]) -> None:
+    """Wait until every component answers, then print the addresses."""
+    airflow_url, mlflow_url = environment["PERENNIAL_AIRFLOW_URL"], environment["PERENNIAL_MLFLOW_URL"]
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        waiting = waiting_for(airflow_url, mlflow_url)
+        if not waiting:
+            password = json.loads((home / "airflow" / "passwords.json").read_text(encoding="utf-8"))["admin"]
+            print(
+                f"\nPerennial is up. Ctrl-C stops it.\n"
+                f"  Airflow   {airflow_url}  (user admin, password {password})\n"
+                f"  Status    {airflow_url}/perennial/status\n"
+                f"  MLflow    {mlflow_url}\n"
+                f"  State     {home}\n",
+                flush=True,
+            )
+            return
+        time.sleep(0.5)
+    print(f"After {READY_SECONDS} s these do not answer: {', '.join(waiting)}. See {home / 'logs'}.", flush=True)
+
+
+def waiting_for(airflow_url: str, mlflow_url: str) -> list[str]:
+    """The components that do not answer yet."""
+    waiting = []
+    try:
+        with urllib.request.urlopen(f"{airflow_url}/api/v2/monitor/health", timeout=5) as answer:  # noqa: S310 - our own http address
+            health = json.load(answer)
+        waiting += [
+            name
+            for name in ("scheduler", "dag_processor", "triggerer")
+            if (health.get(name) or {}).get("status") != "healthy"
+        ]
+    except (urllib.error.URLError, OSError):
+        waiting.append("api-server")
+    try:
+        with urllib.request.urlopen(f"{mlflow_url}/health", timeout=5):  # noqa: S310 - our own http address
+            pass
+    except (urllib.error.URLError, OSError):
+        waiting.append("mlflow")
+    return waiting
+
+
+if __name__ == "__main__":
+    sys.exit(main())
