@@ -75,7 +75,9 @@ class Replay:
     batches: int = 0
     retrain_log: list[Retrain] = field(default_factory=list)
     rollout_log: list[Rollout] = field(default_factory=list)
+    #: policy -> mean loss over rows
     losses: dict[str, float] = field(default_factory=dict)
+    #: policy -> mean of the weeks' mean losses
     weekly: dict[str, float] = field(default_factory=dict)
     by_month: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class Replay:
             "batches": self.batches,
             "rows": self.rows,
             **self.losses,
-            "weekly": self.weekly,
+            "mean_weekly": self.weekly,
             "retrains": len(self.retrain_log),
             "rollouts": len(self.rollout_log),
             "promoted": sum(r.outcome == Verdict.PROMOTE for r in self.rollout_log),
@@ -147,7 +149,10 @@ def replay(
         now = stores.ledger.deployment(spec.name)
         assert now is not None  # noqa: S101 - the first champion was deployed above
         observe(Progress(partition.key, number, len(partitions), now.champion, now.split, event))
-    _compare(spec, stores, report, partitions, str(first["version"]), settings, always=retrain_every_batch)
+    compared = compare(spec, stores, partitions, settings=settings, retrain_every_batch=retrain_every_batch)
+    report.losses, report.by_month = compared.overall(), compared.by_month()
+    weeks = compared.by_week().values()
+    report.weekly = {policy: float(np.mean([week[policy] for week in weeks])) for policy in report.losses}
     return report
 
 
@@ -215,75 +220,116 @@ def _move_rollout(spec: ModelSpec, stores: Stores, partition: Partition, report:
 # --- comparison ----------------------------------------------------------------------------------------------------
 
 
-def _compare(
+@dataclass(frozen=True)
+class Comparison:
+    """The same labelled rows under each policy. Arrays have one value a row, in the order of event time."""
+
+    spec: ModelSpec
+    #: event time in the schedule's zone, without offset
+    when: pd.Series
+    truth: np.ndarray
+    #: policy -> what it predicted: `static`, `loop`, `retrain_every_batch`
+    predictions: dict[str, np.ndarray]
+    losses: dict[str, np.ndarray]
+
+    def overall(self) -> dict[str, float]:
+        """Mean loss over all rows, by policy."""
+        return {policy: float(values.mean()) for policy, values in self.losses.items()}
+
+    def by_week(self) -> dict[str, dict[str, float]]:
+        """First day of every seven days since the first row -> mean loss by policy, and rows."""
+        first = self.when.min().normalize()
+        weeks = first + ((self.when - first).dt.days // 7 * np.timedelta64(7, "D"))
+        return self._by(weeks.dt.strftime("%Y-%m-%d").to_numpy())
+
+    def by_month(self) -> dict[str, dict[str, float]]:
+        """Month -> mean loss by policy, and rows; for a binary model `<policy>_auc` beside them."""
+        return self._by(self.when.dt.strftime("%Y-%m").to_numpy(), auc=self.spec.task == "binary")
+
+    def _by(self, groups: np.ndarray, *, auc: bool = False) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for group in sorted(set(groups)):
+            inside = groups == group
+            figures = {"rows": float(inside.sum())}
+            for policy, values in self.losses.items():
+                figures[policy] = float(values[inside].mean())
+                if auc:
+                    figures[f"{policy}_auc"] = quality.metrics(
+                        "binary", self.truth[inside], self.predictions[policy][inside]
+                    )["auc"]
+            found[group] = figures
+        return found
+
+
+def compare(
     spec: ModelSpec,
     stores: Stores,
-    report: Replay,
     partitions: list[Partition],
-    first: str,
-    settings: Settings,
     *,
-    always: bool,
-) -> None:
-    """Loss of every served row under the three policies, once all labels are in."""
+    settings: Settings,
+    retrain_every_batch: bool,
+) -> Comparison:
+    """What was served against the first champion, and against a fit before every batch, once all labels are in.
+
+    Args:
+        spec: the model.
+        stores: in which the loop has lived.
+        partitions: the live ones, oldest first; rows of quarantined batches count for nobody.
+        settings: for the source of the labels.
+        retrain_every_batch: also compute that rival (one fit a batch).
+
+    Raises:
+        LakeError: there are no labelled rows.
+    """
     end = partitions[-1].end
     known = end + spec.label.delay
     intake.collect_labels(spec, stores, partitions[0].start, end, as_of=known, settings=settings)
     start = spec.training.first_moment(spec.schedule.zone)
     _, rows = intake.take_snapshot(spec, stores, start=start, end=end, as_of=known)
-    live = rows[rows[spec.event_time] >= partitions[0].start]
-    losses = {
-        "static": _losses(spec, live, training.predict(stores.registry.load(spec.name, first), live, spec)),
-        "loop": _served_losses(spec, stores, live),
+    live = _served(spec, stores, rows[rows[spec.event_time] >= partitions[0].start])
+    first = stores.ledger.deployments(spec.name)[0].champion
+    predictions = {
+        "static": training.predict(stores.registry.load(spec.name, first), live, spec),
+        "loop": monitor.prediction_values(spec, live),
     }
-    if always:
-        losses["retrain_every_batch"] = np.concatenate(
-            [_losses(spec, batch, predicted) for batch, predicted in _always(spec, rows, partitions)]
-        )
-    when = live[spec.event_time].dt.tz_convert(spec.schedule.zone).dt.tz_localize(None)
-    for policy, values in losses.items():
-        report.losses[policy] = float(values.mean())
-        weeks = (when - when.min().normalize()).dt.days // 7
-        report.weekly[policy] = float(_mean_by(weeks.to_numpy(), values).mean())
-    months = when.dt.strftime("%Y-%m").to_numpy()
-    for month in sorted(set(months)):
-        inside = months == month
-        report.by_month[month] = {"rows": int(inside.sum())} | {
-            policy: float(values[inside].mean()) for policy, values in losses.items()
-        }
+    if retrain_every_batch:
+        predictions["retrain_every_batch"] = np.concatenate(list(_always(spec, rows, live, partitions)))
+    truth = live["label"].to_numpy()
+    return Comparison(
+        spec=spec,
+        when=live[spec.event_time].dt.tz_convert(spec.schedule.zone).dt.tz_localize(None),
+        truth=truth,
+        predictions=predictions,
+        losses={
+            policy: quality.row_losses(spec.task, spec.metric, truth, predicted, spec.label.classes)
+            for policy, predicted in predictions.items()
+        },
+    )
 
 
-def _losses(spec: ModelSpec, rows: pd.DataFrame, predicted: np.ndarray) -> np.ndarray:
-    return quality.row_losses(spec.task, spec.metric, rows["label"].to_numpy(), predicted, spec.label.classes)
-
-
-def _served_losses(spec: ModelSpec, stores: Stores, live: pd.DataFrame) -> np.ndarray:
-    columns = [*spec.entity, spec.event_time, "prediction", "served"]
+def _served(spec: ModelSpec, stores: Stores, rows: pd.DataFrame) -> pd.DataFrame:
+    """The labelled rows that were served, with what was served, in the order of event time."""
+    columns = [*spec.entity, "prediction", "served"]
     if spec.task == "multiclass":
         columns.append("probabilities")
     table = stores.lake.scan("predictions", spec.name, columns=columns).read_all()
-    served = table.filter(table["served"]).to_pandas()
-    rows = live[[*spec.entity, "label"]].merge(served, on=list(spec.entity), how="left", validate="one_to_one")
-    return _losses(spec, rows, monitor.prediction_values(spec, rows))
+    served = table.filter(table["served"]).drop_columns(["served"]).to_pandas()
+    return rows.merge(served, on=list(spec.entity), how="inner", validate="one_to_one")
 
 
 def _always(
-    spec: ModelSpec, rows: pd.DataFrame, partitions: list[Partition]
-) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    spec: ModelSpec, rows: pd.DataFrame, live: pd.DataFrame, partitions: list[Partition]
+) -> Iterator[np.ndarray]:
     """One fit before every batch, on the spec's window of all labels known by then."""
-    when = rows[spec.event_time]
+    when, served = rows[spec.event_time], live[spec.event_time]
     window = spec.training.window
     for partition in partitions:
-        batch = rows[(when >= partition.start) & (when < partition.end)]
+        batch = live[(served >= partition.start) & (served < partition.end)]
         if batch.empty:
             continue
-        known = when < partition.start - spec.label.delay
+        end = partition.start - spec.label.delay
+        known = when < end
         if window.policy != "all" and window.last is not None:
-            known &= when >= partition.start - spec.label.delay - window.last
+            known &= when >= end - window.last
         estimator = training.fit(spec, rows[known], params=dict(spec.training.params), seed=spec.training.seed)
-        yield batch, training.predict(estimator, batch, spec)
-
-
-def _mean_by(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    _, place = np.unique(groups, return_inverse=True)
-    return np.bincount(place, weights=values) / np.bincount(place)
+        yield training.predict(estimator, batch, spec)

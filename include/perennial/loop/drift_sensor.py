@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -108,11 +109,18 @@ def past_retrains(spec: ModelSpec, stores: Stores) -> RetrainingHistory:
     retrains: list[PastRetrain] = []
     for entry in stores.ledger.entries(spec.name):
         if entry.kind == "retraining" and entry.verdict == Verdict.RETRAIN:
-            reason = from_json(Decision, entry.body).statistics.get("trigger") or "retrain"
-            retrains.append(PastRetrain(as_of=entry.as_of, reason=str(reason), outcome="running"))
+            decided = from_json(Decision, entry.body)
+            retrains.append(
+                PastRetrain(
+                    as_of=entry.as_of,
+                    reason=decided.reasons[0],
+                    outcome="running",
+                    trigger=str(decided.statistics["trigger"]),
+                    change_partition=decided.statistics["change_partition"],
+                )
+            )
         elif retrains and (outcome := _outcome(entry)):
-            last = retrains[-1]
-            retrains[-1] = PastRetrain(as_of=last.as_of, reason=last.reason, outcome=outcome)
+            retrains[-1] = replace(retrains[-1], outcome=outcome)
     return RetrainingHistory(retrains=tuple(retrains))
 
 
@@ -122,7 +130,10 @@ def _outcome(entry: LedgerEntry) -> str | None:
         ("promotion", Verdict.REFUSE): "refused",
         ("rollout", Verdict.PROMOTE): "promoted",
         ("rollout", Verdict.ROLL_BACK): "rolled_back",
+        ("override", Verdict.ROLL_BACK): "rolled_back",
         ("retrain", "FAILED"): "failed",
+        # another run held the lease: this verdict started nothing
+        ("retrain", "SKIPPED"): "failed",
     }.get((entry.kind, entry.verdict))  # type: ignore[call-overload,no-any-return]
 
 
