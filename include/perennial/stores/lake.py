@@ -1,0 +1,377 @@
+"""The lake on Delta tables: a local folder, or `s3://bucket/prefix`. The only file that imports deltalake.
+
+One table a model and kind, at `<root>/<model>/<table>`. Delta's own log gives atomic commits, versions and transaction
+ids; Spark, Trino and DuckDB read the same tables.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from perennial.errors import LakeError
+from perennial.stores.ports import Commit, Table
+from perennial.stores.schemas import fit_batches, fit_schema, refuse_strays, scan_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+#: Delta deletes the log of old commits after 30 days; snapshots and audits need every version, so: a century
+_KEEP = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
+#: what the readers below understand; another writer's deletion vectors would be silently ignored
+_READABLE = frozenset({"timestampNtz"})
+#: where a commit says whose it is, in the table's history
+_TRANSACTION = "perennial.transaction"
+
+
+class DeltaLake:
+    """Delta tables under one root. See `ports.Lake`."""
+
+    def __init__(self, root: str, storage_options: Mapping[str, str] | None = None) -> None:
+        """Args: `root` as a path or s3:// URI; `storage_options` as deltalake takes them (AWS_* names)."""
+        self._root = root.rstrip("/")
+        self._options = dict(storage_options or {})
+        self._local = "://" not in root
+
+    def uri(self, table: Table, model: str) -> str:
+        """Where the table is, for other readers."""
+        return f"{self._root}/{model}/{table}"
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def append(self, table: Table, model: str, batches: pa.RecordBatchReader, *, transaction: str) -> Commit:
+        """Add rows in one commit that carries the transaction id; see `ports.Lake.append`."""
+        from deltalake import CommitProperties, Transaction
+
+        with self._explained(table, model, "append"):
+            target = self._load(table, model)
+            if target is not None and target.transaction_version(transaction) is not None:
+                return self._landed(table, model, target, transaction)
+            properties = CommitProperties(
+                custom_metadata={_TRANSACTION: transaction}, app_transactions=[Transaction(transaction, 1)]
+            )
+            schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
+            rows = _Counted(fit_batches(table, model, schema, batches))
+            if target is None:
+                # Two runs may both find no table. One creates it; Delta refuses the other, which then appends: it
+                # needs its rows a second time. Spooling also keeps a bad stream from leaving an empty table.
+                with _spooled(schema, rows) as spool:
+                    return self._create_or_append(table, model, spool, rows, properties, transaction)
+            return self._commit(table, model, target, schema, rows, properties, transaction)
+
+    def _create_or_append(
+        self, table: Table, model: str, spool: Path, rows: _Counted, properties: Any, transaction: str
+    ) -> Commit:
+        from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        try:
+            with _unspooled(spool) as reader:
+                write_deltalake(
+                    self.uri(table, model),
+                    reader,
+                    mode="append",
+                    partition_by=["partition"],
+                    configuration=_KEEP,
+                    storage_options=self._options,
+                    commit_properties=properties,
+                )
+        except CommitFailedError:
+            target = self._load(table, model)
+            if target is None:
+                raise
+            with _unspooled(spool) as reader:
+                schema = fit_schema(table, model, _arrow_schema(target), reader.schema)
+                again = _Counted(fit_batches(table, model, schema, reader))
+                return self._commit(table, model, target, schema, again, properties, transaction)
+        made = self._load(table, model)
+        if made is None:
+            raise LakeError(
+                f"table '{table}' of {model!r} at {self.uri(table, model)} is gone right after its creation."
+            )
+        return Commit(self._version_of(table, model, made, transaction), rows.rows, wrote=True)
+
+    def _commit(
+        self,
+        table: Table,
+        model: str,
+        target: DeltaTable,
+        schema: pa.Schema,
+        rows: _Counted,
+        properties: Any,
+        transaction: str,
+    ) -> Commit:
+        """Append to the version that was looked at: Delta refuses a transaction id that landed after it."""
+        from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        if target.transaction_version(transaction) is not None:
+            return self._landed(table, model, target, transaction)
+        try:
+            with rows.failures():
+                write_deltalake(target, rows.reader(schema), mode="append", commit_properties=properties)
+        except CommitFailedError:
+            newer = self._load(table, model)
+            if newer is not None and newer.transaction_version(transaction) is not None:
+                return self._landed(table, model, newer, transaction)
+            raise
+        return Commit(self._version_of(table, model, target, transaction), rows.rows, wrote=True)
+
+    def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
+        """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
+        from deltalake import write_deltalake
+
+        with self._explained(table, model, "replace"):
+            target = self._load(table, model)
+            schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
+            rows = _Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
+            with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
+                if target is None:
+                    write_deltalake(
+                        self.uri(table, model),
+                        reader,
+                        mode="append",
+                        partition_by=["partition"],
+                        configuration=_KEEP,
+                        storage_options=self._options,
+                    )
+                else:
+                    quoted = partition.replace("'", "''")
+                    write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+            return Commit(self.version(table, model) if target is None else target.version(), rows.rows, wrote=True)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        table: Table,
+        model: str,
+        *,
+        columns: Sequence[str] | None = None,
+        since: str | None = None,
+        before: str | None = None,
+        version: int | None = None,
+        categorical: Sequence[str] = (),
+        batch_rows: int = 131_072,
+    ) -> pa.RecordBatchReader:
+        """Stream rows by partition, then in the order they were written; see `ports.Lake.scan`."""
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        with self._explained(table, model, "scan"):
+            found = None if version == -1 else self._load(table, model, version)
+            if found is None:
+                return pa.RecordBatchReader.from_batches(pa.schema([]), [])
+            features = set(found.protocol().reader_features or ()) - _READABLE
+            if features:
+                raise LakeError(
+                    f"table '{table}' of {model!r} at {self.uri(table, model)} uses Delta features {sorted(features)}, "
+                    f"known are {sorted(_READABLE)}. Rewrite it without them."
+                )
+            has = _arrow_schema(found)
+            schema = scan_schema(table, model, has, columns, categorical)
+            encoded = [f.name for f in schema if pa.types.is_dictionary(f.type) and f.name != "partition"]
+            form = ds.ParquetFileFormat(
+                read_options=ds.ParquetReadOptions(dictionary_columns=encoded),
+                # Reading ahead halves nothing on a local disk and doubles the memory; S3 needs it against its latency.
+                default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=not self._local),
+            )
+            system = self._filesystem(table, model)
+            fragments = [
+                form.make_fragment(file.path, system, partition_expression=ds.field("partition") == file.partition)
+                for file in self._files(table, model, found)
+                if (since is None or file.partition >= since) and (before is None or file.partition < before)
+            ]
+            dictionaries = pa.schema([schema.field(f.name) if f.name in encoded else f for f in has])
+            rows = ds.FileSystemDataset(fragments, dictionaries, form, system)
+            batches = rows.scanner(
+                columns=schema.names, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
+            ).to_batches()
+        return pa.RecordBatchReader.from_batches(schema, self._stream(table, model, schema, batches))
+
+    def _stream(
+        self, table: Table, model: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        with self._explained(table, model, "scan"):
+            for batch in batches:
+                if batch.num_rows:
+                    yield batch if batch.schema.equals(schema) else batch.cast(schema)
+
+    def version(self, table: Table, model: str) -> int:
+        """The newest version; -1 where the table does not exist."""
+        with self._explained(table, model, "version"):
+            found = self._load(table, model, files=False)
+            return -1 if found is None else int(found.version())
+
+    def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
+        """Rows per partition key, from the log; see `ports.Lake.partitions`."""
+        with self._explained(table, model, "partitions"):
+            found = None if version == -1 else self._load(table, model, version)
+            rows: dict[str, int] = {}
+            for file in self._files(table, model, found) if found is not None else ():
+                rows[file.partition] = rows.get(file.partition, 0) + file.rows
+            return rows
+
+    # --- the table underneath ------------------------------------------------------------------------------------
+
+    def _load(self, table: Table, model: str, version: int | None = None, *, files: bool = True) -> DeltaTable | None:
+        """The table, None where there is none."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        uri = self.uri(table, model)
+        if self._local and not (Path(uri) / "_delta_log").exists():
+            return None
+        try:
+            return DeltaTable(uri, version=version, storage_options=self._options, without_files=not files)
+        except TableNotFoundError:
+            if self._local:
+                raise
+            return None
+
+    def _files(self, table: Table, model: str, found: DeltaTable) -> list[_File]:
+        """The table's files by partition, then in the order they were written."""
+        import pyarrow as pa
+
+        actions = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+        uncounted = [action["path"] for action in actions if action["num_records"] is None]
+        if uncounted:
+            raise LakeError(
+                f"table '{table}' of {model!r} at {self.uri(table, model)}: {len(uncounted)} files carry no row count, "
+                f"{uncounted[0]} first; another program wrote them. Rewrite them with statistics."
+            )
+        return [
+            _File(unquote(action["path"]), action["partition.partition"], action["num_records"])
+            for action in sorted(actions, key=lambda a: (a["partition.partition"], a["modification_time"], a["path"]))
+        ]
+
+    def _filesystem(self, table: Table, model: str) -> Any:
+        """A pyarrow file system rooted at the table, with the same credentials as the writes."""
+        from deltalake.fs import DeltaStorageHandler
+        from pyarrow import fs
+
+        uri = self.uri(table, model)
+        if self._local:
+            return fs.SubTreeFileSystem(str(Path(uri).resolve()), fs.LocalFileSystem())
+        return fs.PyFileSystem(DeltaStorageHandler(uri, self._options))
+
+    def _landed(self, table: Table, model: str, target: DeltaTable, transaction: str) -> Commit:
+        """The earlier commit of this transaction, from the table's history."""
+        for entry in target.history():
+            if entry.get(_TRANSACTION) == transaction:
+                metrics = entry.get("operationMetrics", {})
+                return Commit(int(entry["version"]), int(metrics.get("num_added_rows", 0)), wrote=False)
+        raise LakeError(
+            f"table '{table}' of {model!r} at {self.uri(table, model)} has transaction {transaction!r}, but its "
+            "history does not; somebody cleaned the log. Restore `_delta_log` from a backup."
+        )
+
+    def _version_of(self, table: Table, model: str, target: DeltaTable, transaction: str) -> int:
+        """The version at which the transaction landed; others may have committed since."""
+        newest: dict[str, Any] = next(iter(target.history(1)), {})
+        if newest.get(_TRANSACTION) == transaction:
+            return int(newest["version"])
+        return self._landed(table, model, target, transaction).version
+
+    @contextmanager
+    def _explained(self, table: Table, model: str, deed: str) -> Iterator[None]:
+        """Foreign errors become a LakeError that names the table and its place."""
+        import pyarrow as pa
+        from deltalake.exceptions import DeltaError
+
+        try:
+            yield
+        except (DeltaError, pa.ArrowException, OSError) as error:
+            raise LakeError(
+                f"{deed} on table '{table}' of {model!r} at {self.uri(table, model)}: {error}. "
+                "Check that the place exists, can be read and written, and that no file of it is damaged."
+            ) from error
+
+
+@dataclass(frozen=True)
+class _File:
+    """One Parquet file of a table; `path` is relative to the table's root."""
+
+    path: str
+    partition: str
+    rows: int
+
+
+class _Counted:
+    """Batches on their way into Delta: counts the rows, and keeps an error that Rust would turn into text."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._error: BaseException | None = None
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self._batches:
+                self.rows += batch.num_rows
+                yield batch
+        except Exception as error:
+            self._error = error
+            raise
+
+    def reader(self, schema: pa.Schema) -> pa.RecordBatchReader:
+        """The batches as Arrow's own stream."""
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(schema, iter(self))
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Raise what the source raised, not the writer's account of it."""
+        try:
+            yield
+        except Exception:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+
+def _of_partition(
+    table: Table, model: str, partition: str, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    import pyarrow.compute as pc
+
+    for batch in batches:
+        refuse_strays(table, model, partition, pc.unique(batch["partition"]).to_pylist())
+        yield batch
+
+
+@contextmanager
+def _spooled(schema: pa.Schema, batches: _Counted) -> Iterator[Path]:
+    """All batches in one temporary file, so that they can be read twice without being held in memory."""
+    import pyarrow as pa
+
+    with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+        spool = Path(folder) / "rows.arrow"
+        with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        yield spool
+
+
+@contextmanager
+def _unspooled(spool: Path) -> Iterator[pa.RecordBatchReader]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(spool), "rb") as source, pa.ipc.open_stream(source) as reader:
+        yield reader
+
+
+def _arrow_schema(found: DeltaTable) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(found.schema().to_arrow())
