@@ -244,9 +244,7 @@ def _numbers(delivery: Delivery, column: str) -> pa.ChunkedArray:
     elif not (
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
     ):
-        raise delivery.wrong_type(
-            column, "a number", "Mend it upstream, or name the column under features.categorical."
-        )
+        raise delivery.wrong_type(column, "a number", "Mend it upstream, or make it categorical.")
     values = values.cast(pa.float64(), safe=False)  # unsafe: integers beyond 2**53 are rounded
     if not pa.types.is_floating(kind):
         return values

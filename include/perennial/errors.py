@@ -38,7 +38,11 @@ class PerennialError(Exception):
 
 
 class SpecError(PerennialError):
-    """A model spec, or the Python beside it, cannot be used."""
+    """A model spec, or the Python beside it, cannot be used; `rules` names the rules that it breaks."""
+
+    def __init__(self, message: str = "", rules: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.rules = rules
 
 
 class SuiteError(SpecError):

@@ -207,7 +207,7 @@ def _from_files(
             )
             raise SourceUnreadable(msg)
         with system.open_input_file(place) as file:
-            kind = source.format or ("csv" if ".csv" in Path(place).name else "parquet")
+            kind = source.format or source.suffix
             return _read_csv(spec, file) if kind == "csv" else _read_parquet(spec, source, file)
     except (OSError, pa.ArrowException) as error:
         msg = f"{what}: {path} cannot be read ({error}). Is it truncated, or of another format? Deliver it again."

@@ -5,31 +5,52 @@ Light on purpose: pydantic, PyYAML and croniter only, because every DAG file rea
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-import yaml
-from croniter import croniter
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from perennial.errors import SpecError
-from perennial.records import Partition
+from perennial.schedule import (
+    Column,
+    Duration,
+    Moment,
+    RuleBroken,
+    RulesBroken,
+    Schedule,
+    Section,
+    Width,
+    check_zone,
+)
+from perennial.spec_text import KeyPath, explain, lines_of, read_yaml
+
+__all__ = [
+    "RESERVED_COLUMNS",
+    "Alerts",
+    "Features",
+    "Gate",
+    "Label",
+    "ModelSpec",
+    "Monitoring",
+    "Retraining",
+    "Rollout",
+    "Schedule",
+    "Search",
+    "Section",
+    "Source",
+    "Training",
+    "Window",
+    "line_of_column",
+    "load_spec",
+    "load_specs",
+    "models_path",
+    "spec_files",
+]
 
 NAME = r"^[a-z][a-z0-9_]*$"
 #: Columns that Perennial itself writes beside a team's own.
@@ -47,46 +68,8 @@ RESERVED_COLUMNS = frozenset(
         "label",
     }
 )
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def parse_duration(value: object) -> object:
-    """`"90m"`, `"6h"`, `"1d"`, `"2w"` -> timedelta; anything else is left to pydantic."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*([mhdw])", value.strip())):
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        msg = f"{value!r} is not a duration; write a whole number and m, h, d or w, as in '1d'"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError as this field's problem
-    return value
-
-
-def check_zone(value: str) -> str:
-    """The name of an IANA time zone, or a ValueError that says how to write one."""
-    try:
-        ZoneInfo(value)
-    except (KeyError, ValueError, OSError) as error:
-        msg = f"{value!r} is not an IANA time zone; use 'UTC' or one like 'America/New_York'"
-        raise ValueError(msg) from error
-    return value
-
-
-def _show_duration(value: timedelta) -> str:
-    minutes = int(value.total_seconds() // 60)
-    for unit, size in (("w", 10080), ("d", 1440), ("h", 60)):
-        if minutes and minutes % size == 0:
-            return f"{minutes // size}{unit}"
-    return f"{minutes}m"
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(_show_duration)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=0.5)]
-
-
-class Section(BaseModel):
-    """One part of a spec: frozen, and every unknown key is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Section):
@@ -115,22 +98,38 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        own = {"python": ("function",), "files": ("path", "format"), "sql": ("url", "query")}[self.kind]
+        others = [k for k in ("function", "path", "format", "url", "query") if k in self.model_fields_set - {*own}]
+        if others:
+            text = f"{others} are not read by kind {self.kind!r}, which has {list(own)}; take them out or change kind"
+            raise RuleBroken("key_of_another_kind", text, (others[0],))
         if self.kind == "files" and not self.path:
-            msg = "a 'files' source needs 'path', as in 'data/%Y-%m-%d.parquet'"
-            raise ValueError(msg)
+            text = "a 'files' source needs 'path', as in 'data/%Y-%m-%d.parquet'"
+            raise RuleBroken("files_without_path", text)
+        if self.kind == "files" and self.path and not self.format and not self.suffix:
+            text = f"path {self.path!r} ends neither in .parquet nor in .csv; add 'format: parquet' or 'format: csv'"
+            raise RuleBroken("files_without_format", text, ("path",))
         if self.kind == "sql" and not (self.url and self.query):
-            msg = "a 'sql' source needs 'url' and 'query' (with :start and :end)"
-            raise ValueError(msg)
-        if self.kind == "sql" and self.query and not (":start" in self.query and ":end" in self.query):
-            msg = "the query must filter by :start and :end, or every batch would read the whole table"
-            raise ValueError(msg)
+            text = "a 'sql' source needs 'url' and 'query' (with :start and :end)"
+            raise RuleBroken("sql_without_query", text)
+        if self.query and not (":start" in self.query and ":end" in self.query):
+            text = "the query must filter by :start and :end, or every batch would read the whole table"
+            raise RuleBroken("query_without_bounds", text, ("query",))
         return self
+
+    @property
+    def suffix(self) -> Literal["parquet", "csv"] | None:
+        """What the path's ending says about its format."""
+        name = (self.path or "").rsplit("/", 1)[-1].lower()
+        if name.endswith((".parquet", ".pq")):
+            return "parquet"
+        return "csv" if name.endswith((".csv", ".csv.gz")) else None
 
 
 class Label(Section):
     """The truth, and when it is known."""
 
-    column: str
+    column: Column
     #: how long after the event the label is known, unless the label rows carry `known_at`
     delay: Duration
     #: binary: the value that counts as 1; multiclass: all classes
@@ -146,8 +145,8 @@ class Label(Section):
 class Features(Section):
     """Columns the model sees. Numeric becomes float64, categorical string."""
 
-    numeric: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
+    numeric: tuple[Column, ...] = ()
+    categorical: tuple[Column, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,136 +154,18 @@ class Features(Section):
         return self.numeric + self.categorical
 
 
-class Schedule(Section):
-    """When a batch is due: one partition between two ticks of the cron expression."""
-
-    cron: str
-    timezone: str = "UTC"
-    #: first partition that is scored live; the champion is bootstrapped on what came before
-    start: datetime
-    #: no partition starts at or after this moment (a model over recorded history has an end)
-    end: datetime | None = None
-    #: `wall`: `as_of` is now. `partition`: `as_of` is the partition's end, for recorded history
-    clock: Literal["wall", "partition"] = "wall"
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        if not croniter.is_valid(value):
-            msg = f"{value!r} is not a cron expression; weekly on Monday is '0 0 * * 1'"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        return check_zone(value)
-
-    @field_validator("start", "end", mode="before")
-    @classmethod
-    def _moment(cls, value: object) -> object:
-        # YAML reads 2013-03-04 as a date
-        return value if value is None or isinstance(value, datetime) else f"{value}"
-
-    @model_validator(mode="after")
-    def _aware(self) -> Self:
-        zone = ZoneInfo(self.timezone)
-        for name in ("start", "end"):
-            moment = getattr(self, name)
-            if moment is not None and moment.tzinfo is None:
-                object.__setattr__(self, name, moment.replace(tzinfo=zone))
-        if self.end is not None and self.end <= self.start:
-            msg = f"end {self.end.isoformat()} is not after start {self.start.isoformat()}"
-            raise ValueError(msg)
-        if self.timezone != "UTC" and self._sub_daily():
-            msg = f"a cadence finer than a day needs timezone UTC (an hour of {self.timezone} can come twice)"
-            raise ValueError(msg)
-        return self
-
-    def _sub_daily(self) -> bool:
-        ticks = croniter(self.cron, datetime(2001, 1, 1, tzinfo=UTC), ret_type=datetime)
-        first = ticks.get_next()
-        return bool(ticks.get_next() - first < timedelta(days=1))
-
-    @property
-    def zone(self) -> ZoneInfo:
-        """The time zone of the ticks and of the partition keys."""
-        return ZoneInfo(self.timezone)
-
-    def tick_after(self, moment: datetime) -> datetime:
-        """The first tick strictly after `moment` (aware)."""
-        tick = croniter(self.cron, moment.astimezone(self.zone), ret_type=datetime).get_next()
-        assert isinstance(tick, datetime)
-        return tick
-
-    def tick_at_or_before(self, moment: datetime) -> datetime:
-        """The last tick at or before `moment` (aware): the start of the partition that holds it."""
-        local = moment.astimezone(self.zone)
-        if croniter.match(self.cron, local) and not (local.second or local.microsecond):
-            return local
-        tick = croniter(self.cron, local, ret_type=datetime).get_prev()
-        assert isinstance(tick, datetime)
-        return tick
-
-    def key_at(self, moment: datetime) -> str:
-        """Key of the partition that holds `moment`."""
-        tick = self.tick_at_or_before(moment)
-        return Partition(start=tick, end=tick).key
-
-    def partition(self, start: datetime) -> Partition:
-        """The partition that starts at the tick `start`.
-
-        Raises:
-            SpecError: `start` is not a tick of this schedule.
-        """
-        local = start.astimezone(self.zone)
-        if not croniter.match(self.cron, local):
-            later = self.tick_after(local)
-            msg = (
-                f"{local.isoformat()} is not a tick of cron {self.cron!r} ({self.timezone}); "
-                f"the next one is {later.isoformat()}. Name a partition by its start."
-            )
-            raise SpecError(msg)
-        return Partition(start=local, end=self.tick_after(local))
-
-    def partition_of_key(self, key: str) -> Partition:
-        """The partition of an ISO key such as `2013-06-03T00:00:00` (or `2013-06-03`).
-
-        Raises:
-            SpecError: the key is not ISO, or not a tick.
-        """
-        try:
-            moment = datetime.fromisoformat(key)
-        except ValueError as error:
-            msg = f"partition key {key!r} is not an ISO date or time; write it as '2013-06-03'"
-            raise SpecError(msg) from error
-        return self.partition(moment if moment.tzinfo else moment.replace(tzinfo=self.zone))
-
-    def partitions(self, start: datetime, end: datetime) -> Iterator[Partition]:
-        """Whole partitions inside [start, end), oldest first."""
-        local = start.astimezone(self.zone)
-        tick = local if croniter.match(self.cron, local) else self.tick_after(local)
-        while (partition := Partition(start=tick, end=self.tick_after(tick))).end <= end:
-            yield partition
-            tick = partition.end
-
-    def as_of(self, partition: Partition, now: datetime) -> datetime:
-        """The moment the program pretends to be when it works on `partition`."""
-        return partition.end if self.clock == "partition" else now
-
-
 class Window(Section):
     """Which history a challenger learns from."""
 
     policy: Literal["all", "last", "since_change"] = "all"
     #: for `last`: the width; for `since_change`: the fallback where no change point is known
-    last: Duration | None = None
+    last: Width | None = None
 
     @model_validator(mode="after")
     def _width(self) -> Self:
         if self.policy == "last" and self.last is None:
-            msg = "window policy 'last' needs its width, as in 'last: 180d'"
-            raise ValueError(msg)
+            text = "policy 'last' needs its width, as in 'last: 180d'"
+            raise RuleBroken("window_without_width", text)
         return self
 
 
@@ -294,25 +175,36 @@ class Search(Section):
     trials: Annotated[int, Field(ge=1, le=500)]
     space: dict[str, tuple[float | int | str | bool, ...]]
 
+    @model_validator(mode="after")
+    def _wide(self) -> Self:
+        if not self.space:
+            text = "there is nothing to search; name a parameter, as in 'learning_rate: [0.01, 0.3]'"
+            raise RuleBroken("empty_search", text, ("space",))
+        for name, choices in self.space.items():
+            numbers = [c for c in choices if isinstance(c, int | float) and not isinstance(c, bool)]
+            if len(choices) < 2 or (len(choices) == len(numbers) == 2 and numbers[0] >= numbers[1]):  # noqa: PLR2004 - a range has two ends
+                text = f"{list(choices)} is neither a range [low, high] nor a list of choices"
+                raise RuleBroken("search_range", text, ("space", name))
+        return self
+
 
 class Training(Section):
     """How a challenger is fitted."""
 
     #: the champion's first data: [first, schedule.start)
-    first: datetime
+    first: Moment
     window: Window = Window()
     #: the newest rows are kept for the gate
-    holdout: Duration
+    holdout: Width
     #: after the gate, fit the same recipe once more on window and holdout together; what serves is that fit
     refit: bool = True
     min_rows: Annotated[int, Field(ge=1)] = 1000
-    seed: int
-    params: dict[str, Any] = {}
+    #: numpy takes 32 bits
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    params: dict[str, Any] = Field(default_factory=dict)
     search: Search | None = None
     #: types beyond the built-in list that a saved model may hold; reviewed by a person
     trusted_types: tuple[str, ...] = ()
-
-    _moment = field_validator("first", mode="before")(lambda v: v if isinstance(v, datetime) else f"{v}")
 
     def first_moment(self, zone: ZoneInfo) -> datetime:
         """`first` as an aware time."""
@@ -339,7 +231,7 @@ class Gate(Section):
     max_calibration_error: Annotated[float, Field(gt=0)] = 0.10
     #: what it must beat: the majority class or mean, the last value, or the value one season ago
     baseline: Literal["constant", "last_value", "seasonal_naive"] = "constant"
-    season: Duration | None = None
+    season: Width | None = None
 
 
 class Monitoring(Section):
@@ -353,7 +245,7 @@ class Monitoring(Section):
     min_rows: Annotated[int, Field(ge=1)] = 100
     #: what a batch is compared with
     reference: Literal["training", "trailing", "season"] = "training"
-    season: Duration | None = None
+    season: Width | None = None
     #: HTML reports kept per model
     keep_reports: Annotated[int, Field(ge=0)] = 20
     report_rows: Annotated[int, Field(ge=100, le=500_000)] = 20_000
@@ -369,7 +261,7 @@ class Retraining(Section):
     #: lost quality must show in this many consecutive judged partitions
     patience: Annotated[int, Field(ge=1)] = 2
     #: retrain on schedule when the champion's data are older than this (None: never by age)
-    max_age: Duration | None = None
+    max_age: Width | None = None
     #: retrain when so many labelled rows have arrived since, as a share of the rows trained on (None: never)
     new_rows: Annotated[float, Field(gt=0)] | None = None
     #: labelled rows a judged partition needs
@@ -379,7 +271,7 @@ class Retraining(Section):
     #: at most this many retrains ...
     budget: Annotated[int, Field(ge=0)] = 12
     #: ... within this time
-    budget_window: Duration = timedelta(days=365)
+    budget_window: Width = timedelta(days=365)
 
 
 class Rollout(Section):
@@ -387,7 +279,7 @@ class Rollout(Section):
 
     strategy: Literal["canary", "blue_green", "shadow", "ab", "all_at_once"] = "canary"
     #: shares of the rows that the challenger serves, rising, the last is 1
-    stages: tuple[Share, ...] = (0.05, 0.25, 0.50, 1.0)
+    stages: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.25, 0.50, 1.0)
     approval: Literal["none", "human"] = "human"
     #: alpha of the rollback guard over the whole rollout
     alpha: Probability = 0.05
@@ -416,8 +308,8 @@ class Rollout(Section):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if list(self.stages) != sorted(set(self.stages)) or self.stages[-1] != 1.0:
-            msg = f"stages {list(self.stages)} must rise and end with 1.0, as in [0.05, 0.25, 0.5, 1.0]"
-            raise ValueError(msg)
+            text = f"stages {list(self.stages)} must rise and end with 1.0, as in [0.05, 0.25, 0.5, 1.0]"
+            raise RuleBroken("stages_not_rising", text, ("stages",))
         return self
 
 
@@ -439,8 +331,8 @@ class ModelSpec(Section):
     #: per-row loss that every decision uses
     metric: Literal["log_loss", "brier", "mae", "mse"]
     #: columns that together name one row of a batch
-    entity: tuple[str, ...]
-    event_time: str
+    entity: Annotated[tuple[Column, ...], Field(min_length=1)]
+    event_time: Column
     source: Source
     features: Features
     label: Label
@@ -464,50 +356,84 @@ class ModelSpec(Section):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:  # noqa: C901, PLR0912 - one rule a line, each with its own cure
-        problems: list[str] = []
-        metrics = {"binary": ("log_loss", "brier"), "multiclass": ("log_loss", "brier"), "regression": ("mae", "mse")}
-        if self.metric not in metrics[self.task]:
-            problems.append(f"metric {self.metric!r} does not fit task {self.task!r}; use one of {metrics[self.task]}")
-        if not self.features.names:
-            problems.append("features is empty; name at least one numeric or categorical column")
-        columns = [*self.entity, self.event_time, *self.features.names]
-        # a feature may also be an entity or the event time; nothing may stand twice among the features
-        doubled = sorted({c for c in self.features.names if self.features.names.count(c) > 1})
-        if doubled:
-            problems.append(f"features {doubled} stand twice; name each once")
-        if self.label.column in columns:
-            problems.append(
-                f"label {self.label.column!r} is also a feature, entity or event time; the model would see it"
-            )
-        reserved = sorted(RESERVED_COLUMNS & {*columns})
-        if reserved:
-            problems.append(f"columns {reserved} are written by Perennial itself; rename them in the source")
-        both = sorted({*self.source.drop} & {*columns, self.label.column})
-        if both:
-            problems.append(f"columns {both} are dropped and used; take them out of source.drop")
-        strays = [c for c in self.gate.slices if c not in self.features.names]
-        if strays:
-            problems.append(f"gate.slices {strays} are not features; the features are {list(self.features.names)}")
-        if self.task == "multiclass" and len(self.label.classes) < 3:  # noqa: PLR2004 - two is binary
-            problems.append("a multiclass label needs label.classes, three or more")
-        if self.training.first_moment(self.schedule.zone) >= self.schedule.start:
-            problems.append(
-                f"training.first {self.training.first} is not before schedule.start {self.schedule.start}; "
-                "the first champion would have no data"
-            )
-        if not croniter.match(self.schedule.cron, self.schedule.start):
-            problems.append(
-                f"schedule.start {self.schedule.start.isoformat()} is not a tick of cron {self.schedule.cron!r}; "
-                f"the next one is {self.schedule.tick_after(self.schedule.start).isoformat()}"
-            )
-        if self.monitoring.reference == "season" and self.monitoring.season is None:
-            problems.append("monitoring.reference 'season' needs monitoring.season, as in '52w'")
-        if self.gate.baseline == "seasonal_naive" and self.gate.season is None:
-            problems.append("gate.baseline 'seasonal_naive' needs gate.season, as in '1w'")
-        if problems:
-            raise ValueError("; ".join(problems))
+    def _consistent(self) -> Self:
+        broken = (*self._broken_columns(), *self._broken_label(), *self._broken_times(), *self._broken_task())
+        if broken:
+            raise RulesBroken(broken)
         return self
+
+    def _broken_columns(self) -> Iterator[RuleBroken]:
+        names = self.features.names
+        if not names:
+            yield RuleBroken(
+                "no_features", "features is empty; name at least one numeric or categorical column", ("features",)
+            )
+        if doubled := sorted({c for c in names if names.count(c) > 1}):
+            yield RuleBroken("doubled_feature", f"{doubled} stand twice; name each once", ("features",))
+        if len(set(self.entity)) < len(self.entity):
+            yield RuleBroken("doubled_entity", f"{list(self.entity)} names a column twice; name each once", ("entity",))
+        if self.event_time in names:
+            text = f"{self.event_time!r} is the event time, a timestamp; derive a feature from it in the source"
+            yield RuleBroken("event_time_as_feature", text, ("features",))
+        if keys := sorted({*self.entity} & {*self.features.numeric}):
+            text = f"{keys} are entity (text) and numeric; give the number a name of its own in the source"
+            yield RuleBroken("entity_as_number", text, ("features", "numeric"))
+        if reserved := sorted(RESERVED_COLUMNS & {*self.columns}):
+            yield RuleBroken(
+                "reserved_column", f"columns {reserved} are written by Perennial itself; rename them in the source"
+            )
+        label = () if self.label.source else (self.label.column,)
+        if both := sorted({*self.source.drop} & {*self.columns, *label}):
+            yield RuleBroken(
+                "dropped_and_used", f"{both} are dropped and used; take them out of drop", ("source", "drop")
+            )
+        if strays := [c for c in self.gate.slices if c not in names]:
+            text = f"{strays} are not features; the features are {list(names)}"
+            yield RuleBroken("slice_is_no_feature", text, ("gate", "slices"))
+
+    def _broken_label(self) -> Iterator[RuleBroken]:
+        label = self.label
+        if label.column in self.columns:
+            text = f"{label.column!r} is also a feature, entity or event time: the model would see the answer"
+            yield RuleBroken("label_is_feature", text, ("label", "column"))
+        if label.column in RESERVED_COLUMNS - {"label"}:
+            text = f"column {label.column!r} is written by Perennial itself; rename it in the source"
+            yield RuleBroken("reserved_label", text, ("label", "column"))
+        if self.task == "multiclass" and len(set(label.classes)) < 3:  # noqa: PLR2004 - two is binary
+            text = f"a multiclass label needs classes, three or more, found {list(label.classes)}"
+            yield RuleBroken("too_few_classes", text, ("label", "classes"))
+        if self.task != "multiclass" and label.classes:
+            text = f"task {self.task!r} has no classes; take them out, or make the task multiclass"
+            yield RuleBroken("classes_without_multiclass", text, ("label", "classes"))
+        if self.task != "binary" and label.positive is not None:
+            text = f"task {self.task!r} has no positive value; take it out, or make the task binary"
+            yield RuleBroken("positive_without_binary", text, ("label", "positive"))
+
+    def _broken_times(self) -> Iterator[RuleBroken]:
+        first, start = self.training.first_moment(self.schedule.zone), self.schedule.start
+        if first >= start:
+            text = (
+                f"{first.isoformat()} is not before schedule.start {start.isoformat()}; the champion would have no data"
+            )
+            yield RuleBroken("first_after_start", text, ("training", "first"))
+        elif start - first <= self.training.holdout:
+            text = (
+                f"all of [{first.isoformat()}, {start.isoformat()}) would be holdout; "
+                "make it shorter, or training.first earlier"
+            )
+            yield RuleBroken("holdout_too_long", text, ("training", "holdout"))
+        if self.monitoring.reference == "season" and self.monitoring.season is None:
+            text = "reference 'season' needs monitoring.season, as in '52w'"
+            yield RuleBroken("reference_without_season", text, ("monitoring", "reference"))
+        if self.gate.baseline == "seasonal_naive" and self.gate.season is None:
+            text = "baseline 'seasonal_naive' needs gate.season, as in '1w'"
+            yield RuleBroken("baseline_without_season", text, ("gate", "baseline"))
+
+    def _broken_task(self) -> Iterator[RuleBroken]:
+        fitting = ("mae", "mse") if self.task == "regression" else ("log_loss", "brier")
+        if self.metric not in fitting:
+            text = f"metric {self.metric!r} does not fit task {self.task!r}; use one of {list(fitting)}"
+            yield RuleBroken("metric_of_another_task", text, ("metric",))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -537,30 +463,20 @@ def load_spec(file: Path) -> ModelSpec:
     Raises:
         SpecError: with file, line, the value found, and the cure for every problem at once.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        msg = f"{file}: cannot be read ({error.strerror}). A model folder holds spec.yaml, source.py, pipeline.py."
-        raise SpecError(msg) from error
-    try:
-        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
-        msg = f"{where}: not YAML ({getattr(error, 'problem', error)}). Mend the line."
-        raise SpecError(msg) from error
-    if not isinstance(data, dict):
-        msg = f"{file}:1: a spec is a mapping of keys, found {type(data).__name__}. See `perennial new`."
-        raise SpecError(msg)
+    data, lines = read_yaml(file)
+    if "folder" in data:
+        line = lines[("folder",)]
+        msg = f"{file}:{line}: folder: unknown key 'folder'; it is where this file lies. Take it out."
+        raise SpecError(msg, rules=("unknown_key",))
     try:
         spec = ModelSpec.model_validate({**data, "folder": file.parent})
     except ValidationError as error:
-        lines = lines_of(text)
-        raise SpecError("\n".join(_explain(file, lines, dict(problem)) for problem in error.errors())) from None
+        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        raise explain(file, lines, problems, _keys_at) from None
     if spec.name != file.parent.name:
-        line = lines_of(text).get(("name",), 1)
+        line = lines[("name",)]
         msg = f"{file}:{line}: name is {spec.name!r}, its folder is {file.parent.name!r}. Make them the same."
-        raise SpecError(msg)
+        raise SpecError(msg, rules=("name_is_not_folder",))
     return spec
 
 
@@ -571,34 +487,15 @@ def load_specs(environment: Mapping[str, str] = os.environ) -> tuple[dict[str, M
     for file in spec_files(environment):
         try:
             spec = load_spec(file)
-            if spec.name in good:
-                msg = f"{file}: a model {spec.name!r} stands also in {good[spec.name].folder}. Rename one."
-                raise SpecError(msg)
-            good[spec.name] = spec
         except SpecError as error:
             bad[file] = error
+            continue
+        if spec.name in good:
+            msg = f"{file}: a model {spec.name!r} stands also in {good[spec.name].folder}. Rename one."
+            bad[file] = SpecError(msg, rules=("doubled_name",))
+        else:
+            good[spec.name] = spec
     return good, bad
-
-
-def lines_of(text: str) -> dict[tuple[str | int, ...], int]:
-    """1-based line of every key and item of a YAML text, by path."""
-    lines: dict[tuple[str | int, ...], int] = {}
-
-    def walk(node: yaml.Node, path: tuple[str | int, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                here = (*path, str(key.value))
-                lines[here] = key.start_mark.line + 1
-                walk(value, here)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[(*path, index)] = value.start_mark.line + 1
-                walk(value, (*path, index))
-
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is not None:
-        walk(root, ())
-    return lines
 
 
 def line_of_column(spec: ModelSpec, column: str) -> int | None:
@@ -607,7 +504,7 @@ def line_of_column(spec: ModelSpec, column: str) -> int | None:
     if not file.is_file():
         return None
     lines = lines_of(file.read_text(encoding="utf-8"))
-    paths: list[tuple[str | int, ...]] = []
+    paths: list[KeyPath] = []
     for group in ("numeric", "categorical"):
         names = getattr(spec.features, group)
         paths += [("features", group, names.index(column))] if column in names else []
@@ -618,25 +515,8 @@ def line_of_column(spec: ModelSpec, column: str) -> int | None:
     return next((lines[path] for path in paths if path in lines), None)
 
 
-def _explain(file: Path, lines: dict[tuple[str | int, ...], int], problem: dict[str, Any]) -> str:
-    path = tuple(problem["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
-    key = ".".join(map(str, path)) or "spec"
-    where = f"{file}:{line}: {key}"
-    if problem["type"] == "extra_forbidden":
-        known = sorted(_section_at(path[:-1]).model_fields)
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
-        cure = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}."
-        return f"{where}: unknown key {path[-1]!r}; {cure}"
-    if problem["type"] == "missing":
-        return f"{where}: missing. Add the key {path[-1]!r}."
-    text = problem["msg"].removeprefix("Value error, ")
-    found = problem.get("input")
-    shown = "" if isinstance(found, dict) else f" Found {found!r}."
-    return f"{where}: {text}.{shown}"
-
-
-def _section_at(path: tuple[str | int, ...]) -> type[BaseModel]:
+def _keys_at(path: KeyPath) -> list[str]:
+    """The keys that a person may write in the section at `path`."""
     section: type[BaseModel] = ModelSpec
     for part in path:
         field = section.model_fields.get(str(part))
@@ -644,4 +524,4 @@ def _section_at(path: tuple[str | int, ...]) -> type[BaseModel]:
             continue
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
-    return section
+    return sorted(name for name in section.model_fields if name != "folder")
