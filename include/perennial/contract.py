@@ -318,8 +318,8 @@ def _labels(delivery: Delivery) -> pa.ChunkedArray:
         where = delivery.table.filter(void).select([*spec.entity]).slice(0, 1).to_pylist()[0]
         named = ", ".join(f"{k}={v!r}" for k, v in where.items())
         raise NullLabel(
-            f"{delivery.what}: {missing} of {len(values)} labels in column {column!r} {delivery.at(column)} are null or "
-            f"not a number, as for {named}. Leave out rows whose label is not known yet: they may come later."
+            f"{delivery.what}: {missing} of {len(values)} labels in column {column!r} {delivery.at(column)} are null "
+            f"or not a number, as for {named}. Leave out rows whose label is not known yet: they may come later."
         )
     if spec.task == "regression":
         return values

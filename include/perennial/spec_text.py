@@ -72,7 +72,7 @@ def _walk(file: Path, root: yaml.Node | None) -> Lines:
                 line = key.start_mark.line + 1
                 if here in lines:
                     msg = (
-                        f"{file}:{line}: {'.'.join(map(str, here))}: the key stands twice, first on line {lines[here]}; "
+                        f"{file}:{line}: {'.'.join(map(str, here))}: the key stands twice, as on line {lines[here]}; "
                         "YAML would keep the last one only. Take one out."
                     )
                     raise SpecError(msg, rules=("doubled_key",))
