@@ -109,14 +109,15 @@ def check_suite(suite: Suite, spec: ModelSpec) -> None:
     Raises:
         SuiteError: names the columns, and those that the spec has.
     """
-    strays = [name for name in suite.columns if name not in spec.columns]
+    columns = (*spec.columns, "partition")  # the key that every batch carries
+    strays = [name for name in suite.columns if name not in columns]
     if strays:
-        cures = " ".join(f"{name!r}: {_meant(name, spec.columns)}" for name in strays)
+        cures = " ".join(f"{name!r}: {_meant(name, columns)}" for name in strays)
         raise SuiteError(f"{suite.file}: columns {strays} are not in a batch of {spec.name!r}. {cures}")
     for expectation in suite.expectations:
         kwargs = expectation["kwargs"]
         listed = kwargs.get(_WHOLE_SCHEMA.get(expectation["type"], ""))
-        absent = [name for name in spec.columns if listed and name not in listed]
+        absent = [name for name in columns if listed and name not in listed]
         if absent and kwargs.get("exact_match") is not False:
             raise SuiteError(
                 f"{suite.file}: {expectation['type']} lacks columns {absent} that every batch of {spec.name!r} has. "
