@@ -38,7 +38,7 @@ from perennial.records import (
 RULE, VERSION = "retraining", "1"
 #: windows longer than this find what shorter ones have missed only long after
 _LONGEST_WINDOW = 8
-#: with few partitions behind it, the spread between partitions is taken to be `min_loss`, with this weight in partitions
+#: with few partitions behind it the spread is taken to be `min_loss`, as if that had been seen in so many partitions
 _SPREAD_PRIOR = 4
 #: refits after one found change; each needs twice the rows of the one before: three reach eight times the window
 _MAX_FOLLOW_UPS = 3

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from perennial.errors import EvidenceError
 from perennial.records import LossSum, PairedSum
@@ -68,7 +68,7 @@ def homogeneity(reference: Counts, current: Counts) -> float:
     if variance <= 0:
         return 1.0
     scale = variance / (2 * mean)
-    return float(stats.chi2.sf(statistic / scale, mean / scale))
+    return float(special.chdtrc(mean / scale, statistic / scale))
 
 
 def trend(reference: Counts, current: Counts) -> float:
@@ -88,7 +88,7 @@ def trend(reference: Counts, current: Counts) -> float:
     if variance <= 0:
         return 1.0
     z = float(np.sum(q * (ranks - centre))) / math.sqrt(variance)
-    return float(2 * stats.norm.sf(abs(z)))
+    return float(2 * special.ndtr(-abs(z)))
 
 
 def share_change(reference_hits: float, reference_rows: float, current_hits: float, current_rows: float) -> float:
@@ -100,16 +100,38 @@ def share_change(reference_hits: float, reference_rows: float, current_hits: flo
     hits, rows = reference_hits + current_hits, reference_rows + current_rows
     if not 0 < hits < rows or reference_rows <= 0 or current_rows <= 0:
         return 1.0
-    if min(hits, rows - hits) > _EXACT_ROWS:
+    if hits * 2 > rows:  # the complement has the same p-value and the shorter sum
+        return share_change(reference_rows - reference_hits, reference_rows, current_rows - current_hits, current_rows)
+    if hits > _EXACT_ROWS:
         share = hits / rows
         error = math.sqrt(share * (1 - share) * (1 / reference_rows + 1 / current_rows))
         z = (current_hits / current_rows - reference_hits / reference_rows) / error
-        return float(2 * stats.norm.sf(abs(z)))
-    if hits * 2 > rows:  # the complement has the same p-value and the shorter sum
-        return share_change(reference_rows - reference_hits, reference_rows, current_rows - current_hits, current_rows)
-    law = stats.hypergeom(round(rows), round(hits), round(current_rows))
-    lower, upper = float(law.cdf(current_hits)), float(law.sf(current_hits - 1))
-    return min(1.0, 2 * min(lower, upper))
+        return float(2 * special.ndtr(-abs(z)))
+    least, most = max(0.0, hits - reference_rows), min(hits, current_rows)
+    upper = current_hits * rows > hits * current_rows
+    tail = np.arange(current_hits, most + 1) if upper else np.arange(least, current_hits + 1)
+    logs = _log_choose(hits, tail) + _log_choose(rows - hits, current_rows - tail) - _log_choose(rows, current_rows)
+    return min(1.0, 2 * float(np.exp(logs).sum()))
+
+
+def _log_choose(total: float, chosen: float | Vector) -> Any:
+    return special.gammaln(total + 1) - special.gammaln(chosen + 1) - special.gammaln(total - chosen + 1)
+
+
+def largest_share_change(reference: Counts, current: Counts) -> float:
+    """p-value of the one cell whose share changed most, allowing for having looked at all (Bonferroni).
+
+    Null: rows are exchangeable. The cells that stand out by their normal score are then tested exactly.
+    """
+    p, q = np.asarray(reference, float), np.asarray(current, float)
+    old, new = float(p.sum()), float(q.sum())
+    if old <= 0 or new <= 0 or len(p) < 2:  # noqa: PLR2004 - the share of the only cell is 1
+        return 1.0
+    share = (p + q) / (old + new)
+    score = np.abs(q / new - p / old) / np.sqrt(np.maximum(share * (1 - share), 1e-300))
+    standing_out = np.argsort(-score, kind="stable")[:3]
+    least = min(share_change(float(p[k]), old, float(q[k]), new) for k in standing_out)
+    return min(1.0, least * len(p))
 
 
 def unseen_excess(reference_rows: float, singletons: int, current_rows: float, unseen: float) -> float:
@@ -124,7 +146,7 @@ def unseen_excess(reference_rows: float, singletons: int, current_rows: float, u
         return 1.0
     repeat = max(1.0, current_rows / reference_rows)
     count, rows = math.floor(unseen / repeat), current_rows / repeat
-    return float(stats.nbinom.sf(count - 1, singletons + 1, reference_rows / (reference_rows + rows)))
+    return float(special.betainc(count, singletons + 1, rows / (reference_rows + rows))) if count else 1.0
 
 
 def merge(reference: Counts, current: Counts) -> tuple[Vector, Vector]:
@@ -300,13 +322,13 @@ def spending_bounds(information: Sequence[float], spent: Sequence[float]) -> tup
         low, high = -9 * math.sqrt(now), 9 * math.sqrt(now)
         for _ in range(60):  # bisection: the tail beyond a boundary falls as the boundary rises
             middle = (low + high) / 2
-            if float(np.sum(mass * stats.norm.sf((middle - grid) / step))) > rise:
+            if float(np.sum(mass * special.ndtr((grid - middle) / step))) > rise:
                 low = middle
             else:
                 high = middle
         bounds.append(high / math.sqrt(now))
         edges = np.linspace(-8 * math.sqrt(now), high, 402)
-        below = stats.norm.cdf((edges[:, None] - grid[None, :]) / step) @ mass
+        below = special.ndtr((edges[:, None] - grid[None, :]) / step) @ mass
         grid, mass = (edges[1:] + edges[:-1]) / 2, np.diff(below)
         before_information, before_spent = now, total
     return tuple(bounds)
