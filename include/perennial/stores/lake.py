@@ -6,10 +6,11 @@ ids; Spark, Trino and DuckDB read the same tables.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -29,8 +30,6 @@ _KEEP = {
 }
 #: what the readers below understand; another writer's deletion vectors would be silently ignored
 _READABLE = frozenset({"timestampNtz"})
-#: where a commit says whose it is, in the table's history
-_TRANSACTION = "perennial.transaction"
 
 
 class DeltaLake:
@@ -56,49 +55,43 @@ class DeltaLake:
             target = self._load(table, model)
             if target is not None and target.transaction_version(transaction) is not None:
                 return self._landed(table, model, target, transaction)
-            properties = CommitProperties(
-                custom_metadata={_TRANSACTION: transaction}, app_transactions=[Transaction(transaction, 1)]
-            )
+            properties = CommitProperties(app_transactions=[Transaction(transaction, 1)])
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
             rows = _Counted(fit_batches(table, model, schema, batches))
             if target is None:
-                # Two runs may both find no table. One creates it; Delta refuses the other, which then appends: it
-                # needs its rows a second time. Spooling also keeps a bad stream from leaving an empty table.
-                with _spooled(schema, rows) as spool:
-                    return self._create_or_append(table, model, spool, rows, properties, transaction)
+                # spooled first, so that a stream that breaks off does not leave an empty table behind
+                with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
+                    target = self._create(table, model, schema)
+                    fitted = fit_schema(table, model, _arrow_schema(target), schema)
+                    again = _Counted(fit_batches(table, model, fitted, reader))
+                    return self._commit(table, model, target, fitted, again, properties, transaction)
             return self._commit(table, model, target, schema, rows, properties, transaction)
 
-    def _create_or_append(
-        self, table: Table, model: str, spool: Path, rows: _Counted, properties: Any, transaction: str
-    ) -> Commit:
-        from deltalake import write_deltalake
-        from deltalake.exceptions import CommitFailedError
+    def _create(self, table: Table, model: str, schema: pa.Schema) -> DeltaTable:
+        """The empty table; where another run creates it at the same moment, that one.
+
+        Not by a first `write_deltalake`: of two that race, the loser's rows would land without the check of its
+        transaction id.
+        """
+        from deltalake import CommitProperties, DeltaTable
+        from deltalake.exceptions import DeltaError
 
         try:
-            with _unspooled(spool) as reader:
-                write_deltalake(
-                    self.uri(table, model),
-                    reader,
-                    mode="append",
-                    partition_by=["partition"],
-                    configuration=_KEEP,
-                    storage_options=self._options,
-                    commit_properties=properties,
-                )
-        except CommitFailedError:
-            target = self._load(table, model)
-            if target is None:
-                raise
-            with _unspooled(spool) as reader:
-                schema = fit_schema(table, model, _arrow_schema(target), reader.schema)
-                again = _Counted(fit_batches(table, model, schema, reader))
-                return self._commit(table, model, target, schema, again, properties, transaction)
-        made = self._load(table, model)
-        if made is None:
-            raise LakeError(
-                f"table '{table}' of {model!r} at {self.uri(table, model)} is gone right after its creation."
+            return DeltaTable.create(
+                self.uri(table, model),
+                schema,
+                mode="error",
+                partition_by=["partition"],
+                configuration=_KEEP,
+                storage_options=self._options,
+                # a retry would write the table's description a second time, as version 1
+                commit_properties=CommitProperties(max_commit_retries=0),
             )
-        return Commit(self._version_of(table, model, made, transaction), rows.rows, wrote=True)
+        except DeltaError:
+            made = self._load(table, model)
+            if made is None:
+                raise
+            return made
 
     def _commit(
         self,
@@ -124,7 +117,7 @@ class DeltaLake:
             if newer is not None and newer.transaction_version(transaction) is not None:
                 return self._landed(table, model, newer, transaction)
             raise
-        return Commit(self._version_of(table, model, target, transaction), rows.rows, wrote=True)
+        return replace(self._landed(table, model, target, transaction), wrote=True)
 
     def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
         """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
@@ -135,19 +128,10 @@ class DeltaLake:
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
             rows = _Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
             with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
-                if target is None:
-                    write_deltalake(
-                        self.uri(table, model),
-                        reader,
-                        mode="append",
-                        partition_by=["partition"],
-                        configuration=_KEEP,
-                        storage_options=self._options,
-                    )
-                else:
-                    quoted = partition.replace("'", "''")
-                    write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
-            return Commit(self.version(table, model) if target is None else target.version(), rows.rows, wrote=True)
+                target = target or self._create(table, model, schema)
+                quoted = partition.replace("'", "''")
+                write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+                return Commit(target.version(), rows.rows, wrote=True)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -209,7 +193,7 @@ class DeltaLake:
     def version(self, table: Table, model: str) -> int:
         """The newest version; -1 where the table does not exist."""
         with self._explained(table, model, "version"):
-            found = self._load(table, model, files=False)
+            found = self._load(table, model)
             return -1 if found is None else int(found.version())
 
     def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
@@ -223,7 +207,7 @@ class DeltaLake:
 
     # --- the table underneath ------------------------------------------------------------------------------------
 
-    def _load(self, table: Table, model: str, version: int | None = None, *, files: bool = True) -> DeltaTable | None:
+    def _load(self, table: Table, model: str, version: int | None = None) -> DeltaTable | None:
         """The table, None where there is none."""
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
@@ -232,7 +216,7 @@ class DeltaLake:
         if self._local and not (Path(uri) / "_delta_log").exists():
             return None
         try:
-            return DeltaTable(uri, version=version, storage_options=self._options, without_files=not files)
+            return DeltaTable(uri, version=version, storage_options=self._options)
         except TableNotFoundError:
             if self._local:
                 raise
@@ -265,22 +249,21 @@ class DeltaLake:
         return fs.PyFileSystem(DeltaStorageHandler(uri, self._options))
 
     def _landed(self, table: Table, model: str, target: DeltaTable, transaction: str) -> Commit:
-        """The earlier commit of this transaction, from the table's history."""
-        for entry in target.history():
-            if entry.get(_TRANSACTION) == transaction:
-                metrics = entry.get("operationMetrics", {})
-                return Commit(int(entry["version"]), int(metrics.get("num_added_rows", 0)), wrote=False)
-        raise LakeError(
-            f"table '{table}' of {model!r} at {self.uri(table, model)} has transaction {transaction!r}, but its "
-            "history does not; somebody cleaned the log. Restore `_delta_log` from a backup."
-        )
+        """The commit of this transaction, from the table's log, newest first.
 
-    def _version_of(self, table: Table, model: str, target: DeltaTable, transaction: str) -> int:
-        """The version at which the transaction landed; others may have committed since."""
-        newest: dict[str, Any] = next(iter(target.history(1)), {})
-        if newest.get(_TRANSACTION) == transaction:
-            return int(newest["version"])
-        return self._landed(table, model, target, transaction).version
+        Not from `DeltaTable.history()`: that numbers commits wrongly while others commit (deltalake 1.6).
+        """
+        system = self._filesystem(table, model)
+        for version in range(target.version(), -1, -1):
+            with system.open_input_stream(f"_delta_log/{version:020}.json") as stream:
+                actions = [json.loads(line) for line in stream.read().splitlines()]
+            if any(action.get("txn", {}).get("appId") == transaction for action in actions):
+                metrics = next(a["commitInfo"] for a in actions if "commitInfo" in a)["operationMetrics"]
+                return Commit(version, int(metrics["num_added_rows"]), wrote=False)
+        raise LakeError(
+            f"table '{table}' of {model!r} at {self.uri(table, model)} has transaction {transaction!r}, its log up to "
+            f"version {target.version()} does not. Restore `_delta_log` from a backup."
+        )
 
     @contextmanager
     def _explained(self, table: Table, model: str, deed: str) -> Iterator[None]:

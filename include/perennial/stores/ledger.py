@@ -138,6 +138,10 @@ class SqlLedger:
         )
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
+    def close(self) -> None:
+        """Give the connections back; the next call opens new ones (a ledger in memory is empty then)."""
+        self._engine.dispose()
+
     @contextmanager
     def _open(self, engine: sa.Engine) -> Iterator[sa.Connection]:
         try:
