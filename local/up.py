@@ -75,6 +75,7 @@ def stack_environment(home: Path) -> dict[str, str]:
         # nothing leaves the machine
         "GX_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         # where things are
@@ -95,6 +96,8 @@ def stack_environment(home: Path) -> dict[str, str]:
         # a small machine, and batches that follow each other: look often, run few at a time
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        # a task's supervisor may miss the end of its process, and looks again only after this time
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
     }

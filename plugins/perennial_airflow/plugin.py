@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from perennial_airflow.pages import make_app
+
+@cache
+def _pages() -> Any:
+    from perennial_airflow.pages import make_app
+
+    return make_app()
+
+
+async def serve_pages(scope: Any, receive: Any, send: Any) -> None:
+    """The pages as an ASGI application, made at the first request.
+
+    Every component loads its plugins; only the api-server serves them, so only it imports the web framework.
+    """
+    await _pages()(scope, receive, send)
 
 
 class PerennialPlugin(AirflowPlugin):
@@ -14,7 +28,7 @@ class PerennialPlugin(AirflowPlugin):
 
     name = "perennial"
     fastapi_apps: list[Any] = [  # noqa: RUF012 - the base class declares instance variables
-        {"app": make_app(), "url_prefix": "/perennial", "name": "Perennial"}
+        {"app": serve_pages, "url_prefix": "/perennial", "name": "Perennial"}
     ]
     external_views: list[Any] = [  # noqa: RUF012 - the same
         {"name": "Perennial", "href": "/perennial/status", "destination": "nav", "url_route": "perennial"}
