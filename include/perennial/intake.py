@@ -142,7 +142,8 @@ def take_snapshot(
     if table.num_rows == 0:
         msg = (
             f"no labelled rows of {spec.name!r} in [{start.isoformat()}, {end.isoformat()}) known by "
-            f"{as_of.isoformat()}: 'accepted' is at version {accepted}, 'labels' at {labels}. Score the batches first, or move training.first."
+            f"{as_of.isoformat()}: 'accepted' is at version {accepted}, 'labels' at {labels}. "
+            "Score the batches first, or move training.first."
         )
         raise LakeError(msg)
     snapshot = Snapshot(
@@ -179,10 +180,12 @@ def read_snapshot(spec: ModelSpec, stores: Stores, snapshot: Snapshot) -> pd.Dat
         msg = (
             f"snapshot of {spec.name!r} [{snapshot.start.isoformat()}, {snapshot.end.isoformat()}) had digest "
             f"{snapshot.digest} on {snapshot.rows} rows, the tables now give {found} on {table.num_rows}. "
-            f"Was 'accepted' version {snapshot.accepted_version} vacuumed, or the spec's columns changed? Freeze a new one."
+            f"Was 'accepted' version {snapshot.accepted_version} vacuumed, or did the spec's columns change? "
+            "Freeze a new one."
         )
         raise LakeError(msg)
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def labels_known(

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -20,23 +19,24 @@ Json = Any
 T = TypeVar("T")
 
 
-@cache
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    # building one takes milliseconds, using it microseconds
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def to_json(record: object) -> dict[str, Json]:
     """A record as plain JSON values (times as ISO strings, enums as their values)."""
-    found = _adapter(type(record)).dump_python(record, mode="json")
-    assert isinstance(found, dict)
-    return found
+    return cast("dict[str, Json]", _adapter(type(record)).dump_python(record, mode="json"))
 
 
 def from_json(cls: type[T], data: Mapping[str, Json]) -> T:
     """The record that `to_json` wrote; unknown keys and wrong types are refused."""
-    found = _adapter(cls).validate_json(canonical(data))
-    assert isinstance(found, cls)
-    return found
+    return cast("T", _adapter(cls).validate_json(canonical(data)))
 
 
 def canonical(data: Json) -> str:
@@ -383,7 +383,7 @@ class StageEvidence(_Strict):
 
     stage: int
     split: float
-    #: served by each side, for the sample-ratio check
+    #: rows assigned to each side by the split, for the sample-ratio check
     champion_served: int
     challenger_served: int
     #: rows without a usable prediction, over all rows that each side scored (both score every row)
@@ -446,8 +446,8 @@ class Verdict(StrEnum):
 class Decision(_Strict):
     """A verdict with all that is needed to reach it again.
 
-    `evidence`, `policy`, `history` are the JSON of what `decide` was called with; `statistics` and `thresholds` are what
-    it computed. `reasons` are sentences for a person, the decisive one first.
+    `evidence`, `policy`, `history` are the JSON of what `decide` was called with; `statistics` and `thresholds` are
+    what it computed. `reasons` are sentences for a person, the decisive one first.
     """
 
     rule: str  # drift | retraining | promotion | rollout
@@ -464,12 +464,13 @@ class Decision(_Strict):
 
 @dataclass(frozen=True)
 class LedgerEntry(_Strict):
-    """One line of the ledger. `hash` covers everything else, `previous` included; `id` is the hash's first 16 digits."""
+    """One line of the ledger. `hash` covers all the rest, `previous` included; `id` is its first 16 digits."""
 
     seq: int
     id: str
     model: str
-    #: validation | drift | retraining | promotion | rollout | deployment | health | alias | override
+    #: validation | scoring | drift | health | retraining | retrain | snapshot | promotion | deployment | rollout |
+    #: override
     kind: str
     #: what it is about: a partition key, an MLflow run, a rollout id
     subject: str

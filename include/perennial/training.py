@@ -31,8 +31,8 @@ SEARCH_HOLDOUT = 0.2
 #: a range that spans two orders of magnitude is searched by its logarithm
 LOG_RANGE = 100
 #: permuting more rows than this changes the ranking of features no more than the seed does
-IMPORTANCE_ROWS = 5_000
-IMPORTANCE_REPEATS = 3
+IMPORTANCE_ROWS = 2_000
+IMPORTANCE_REPEATS = 1
 #: probabilities are kept this far from 0 and 1 in a log loss; scikit-learn's own choice for float32 input
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 

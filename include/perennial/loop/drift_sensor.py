@@ -134,7 +134,7 @@ def _outcome(entry: LedgerEntry) -> str | None:
         ("retrain", "FAILED"): "failed",
         # another run held the lease: this verdict started nothing
         ("retrain", "SKIPPED"): "failed",
-    }.get((entry.kind, entry.verdict))  # type: ignore[call-overload,no-any-return]
+    }.get((entry.kind, entry.verdict))
 
 
 def _points(measured: list[Measurement], name: str, kind: str) -> tuple[QualityPoint, ...]:

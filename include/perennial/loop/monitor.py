@@ -111,14 +111,15 @@ def report(spec: ModelSpec, stores: Stores, partition: Partition, *, settings: S
         raise LedgerError(msg)
     snapshot = stores.registry.version(spec.name, deployment.champion).snapshot
     rows = spec.monitoring.report_rows
-    sample = {"spec": spec, "stores": stores, "rows": rows}
     reference = _sample(
-        **sample,
+        spec,
+        stores,
+        rows=rows,
         since=spec.schedule.key_at(snapshot.start),
         before=spec.schedule.key_at(snapshot.end),
         version=snapshot.accepted_version,
     )
-    current = _sample(**sample, since=partition.key, before=partition.bound, version=None)
+    current = _sample(spec, stores, rows=rows, since=partition.key, before=partition.bound, version=None)
     html = reports.drift_report(
         reference,
         current,
@@ -368,4 +369,5 @@ def _sample(
         first = -offset % step
         taken.append(batch.take(pa.array(np.arange(first, batch.num_rows, step))))
         offset += batch.num_rows
-    return pa.Table.from_batches(taken).to_pandas()
+    frame: pd.DataFrame = pa.Table.from_batches(taken).to_pandas()
+    return frame

@@ -23,6 +23,7 @@ from perennial.records import (
     PromotionEvidence,
     RunLink,
     Snapshot,
+    Trial,
     Verdict,
     from_json,
     to_json,
@@ -135,7 +136,8 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: Run
             "Shorten training.holdout or widen training.window."
         )
         raise NotEnoughRows(msg)
-    params, trials = dict(spec.training.params), ()
+    params: dict[str, Any] = dict(spec.training.params)
+    trials: tuple[Trial, ...] = ()
     if spec.training.search is not None:
         found, trials = training.search(spec, window, seed=spec.training.seed)
         params |= found
@@ -159,7 +161,7 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: Run
             label_mean=evaluation.evidence.training_label_mean,
             link=run,
             git_commit=_git_commit(),
-            trials=tuple(trials),
+            trials=trials,
             importance=training.importance(estimator, holdout, spec, seed=spec.training.seed),
         )
     )

@@ -227,8 +227,8 @@ def _stage_evidence(
     return StageEvidence(
         stage=stage,
         split=spec.rollout.steps[stage],
-        champion_served=summed("served", champion),
-        challenger_served=summed("served", challenger),
+        champion_served=summed("assigned", champion),
+        challenger_served=summed("assigned", challenger),
         champion_missing=summed("missing", champion),
         challenger_missing=summed("missing", challenger),
         scored=sum(int(e.body["rows"]) for e in entries),

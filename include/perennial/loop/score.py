@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perennial import intake
-from perennial.errors import LakeError, LedgerError
+from perennial.errors import LakeError, LedgerError, StoreError
 from perennial.prediction import predict_batches, prediction_field
 from perennial.records import Deployment, Partition, RunLink, to_json
 from perennial.settings import Settings
@@ -78,8 +79,13 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
         before=partition.bound,
         categorical=spec.features.categorical,
     )
-    versions = [v for v in (deployment.champion, deployment.challenger) if v is not None]
-    estimators = {v: stores.registry.load(spec.name, v) for v in versions}
+    estimators = {deployment.champion: stores.registry.load(spec.name, deployment.champion)}
+    if deployment.challenger is not None:
+        try:
+            estimators[deployment.challenger] = stores.registry.load(spec.name, deployment.challenger)
+        except StoreError as error:
+            # a challenger that is broken must not stop the champion: its predictions are missing, and counted so
+            tally.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
     schema = prediction_schema(spec)
     rows = _scored(spec, partition, deployment, estimators, batches, schema, tally, as_of=as_of, run=run)
     commit = stores.lake.append(
@@ -88,6 +94,9 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
         pa.RecordBatchReader.from_batches(schema, rows),
         transaction=f"score:{partition.key}:{run.run_id}",
     )
+    if not commit.wrote:
+        # an earlier try of this run committed the rows and died before the ledger heard of them
+        deployment, tally = _recount(stores, spec, partition, run)
     entry = stores.ledger.append(
         model=spec.name,
         kind="scoring",
@@ -98,7 +107,7 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
             "deployment": to_json(deployment),
             "rows": accepted,
             "table_version": commit.version,
-            **(tally.counts() if commit.wrote else _recount(stores, spec, partition, run, deployment)),
+            **tally.counts(),
         },
         run=run,
         key=f"scoring:{partition.key}:{run.run_id}",
@@ -106,11 +115,11 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
     return {
         "model": spec.name,
         "partition": partition.key,
-        "versions": versions,
+        "versions": [v for v in (deployment.champion, deployment.challenger) if v is not None],
         "rows": accepted,
         "table_version": commit.version,
         "entry": entry.id,
-        **{k: entry.body[k] for k in ("served", "missing", "errors")},
+        **{k: entry.body[k] for k in ("assigned", "served", "missing", "errors")},
     }
 
 
@@ -145,7 +154,6 @@ def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
         bool array, one a row.
     """
     import pandas as pd
-    import pyarrow.compute as pc
 
     joined = entities[0] if len(entities) == 1 else pc.binary_join_element_wise(*entities, "\x1f")
     # SipHash with the salt as its key: uniform, and stable across processes and releases
@@ -155,21 +163,24 @@ def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
 
 
 class _Tally:
-    """Served rows, missing predictions and errors per version, counted while the stream passes."""
+    """Assigned and served rows, missing predictions and errors per version, counted while the stream passes."""
 
     def __init__(self, deployment: Deployment, *, backfill: bool) -> None:
         self.deployment = deployment
         self.backfill = backfill
-        self.served: dict[str, int] = {}
-        self.missing: dict[str, int] = {}
+        versions = [v for v in (deployment.champion, deployment.challenger) if v is not None]
+        self.assigned = dict.fromkeys(versions, 0)
+        self.served = dict.fromkeys(versions, 0)
+        self.missing = dict.fromkeys(versions, 0)
         self.errors: dict[str, str] = {}
 
-    def add(self, version: str, served: int, missing: int) -> None:
-        self.served[version] = self.served.get(version, 0) + served
-        self.missing[version] = self.missing.get(version, 0) + missing
+    def add(self, version: str, *, assigned: int, served: int, missing: int) -> None:
+        self.assigned[version] += assigned
+        self.served[version] += served
+        self.missing[version] += missing
 
     def counts(self) -> dict[str, Any]:
-        return {"served": self.served, "missing": self.missing, "errors": self.errors}
+        return {"assigned": self.assigned, "served": self.served, "missing": self.missing, "errors": self.errors}
 
 
 def _scored(
@@ -184,38 +195,48 @@ def _scored(
     as_of: datetime,
     run: RunLink,
 ) -> Iterator[pa.RecordBatch]:
-    for batch, predictions, errors in predict_batches(
-        estimators, batches, spec, may_fail={deployment.challenger} - {None}
-    ):
+    may_fail = {deployment.challenger} if deployment.challenger is not None else set()
+    for batch, predictions, errors in predict_batches(estimators, batches, spec, may_fail=may_fail):
         tally.errors.update(errors)
         rows = batch.num_rows
-        challenger_serves = (
-            assign([batch.column(name) for name in spec.entity], deployment.salt, deployment.split)
-            if deployment.challenger is not None
-            else np.zeros(rows, dtype=bool)
-        )
+        entities = [_text(batch.column(name)) for name in spec.entity]
+        assigned = {deployment.champion: np.ones(rows, dtype=bool)}
+        served = dict(assigned)
+        if deployment.challenger is not None:
+            if deployment.challenger not in predictions:
+                predictions[deployment.challenger] = tuple(pa.nulls(rows, f.type) for f in prediction_field(spec))
+            mine = assign(entities, deployment.salt, deployment.split)
+            assigned = {deployment.champion: ~mine, deployment.challenger: mine}
+            # nobody goes without a prediction because a challenger has none: the champion's is served instead
+            usable = mine & ~predictions[deployment.challenger][0].is_null().to_numpy(zero_copy_only=False)
+            served = {deployment.champion: ~usable, deployment.challenger: usable}
         for version, arrays in predictions.items():
-            champion = version == deployment.champion
-            served = ~challenger_serves if champion else challenger_serves
-            if tally.backfill:
-                served = np.zeros(rows, dtype=bool)
-            tally.add(version, int(served.sum()), arrays[0].null_count)
+            counts_now = served[version] if not tally.backfill else np.zeros(rows, dtype=bool)
+            tally.add(
+                version,
+                assigned=int(assigned[version].sum()),
+                served=int(counts_now.sum()),
+                missing=arrays[0].null_count,
+            )
             yield pa.RecordBatch.from_arrays(
                 [
-                    *[batch.column(name) for name in spec.entity],
+                    *entities,
                     batch.column(spec.event_time),
                     _constant(partition.key, rows),
                     *arrays,
                     _constant(version, rows),
-                    _constant("champion" if champion else "challenger", rows),
-                    pa.array(served),
+                    _constant("champion" if version == deployment.champion else "challenger", rows),
+                    pa.array(counts_now),
                     _constant(run.run_id, rows),
-                    pa.array(np.full(rows, as_of.timestamp() * 1e6, dtype="int64")).cast(
-                        schema.field("scored_at").type
-                    ),
+                    pa.repeat(pa.scalar(as_of, schema.field("scored_at").type), rows),
                 ],
                 schema=schema,
             )
+
+
+def _text(column: pa.Array) -> pa.Array:
+    """An entity that is a feature too comes dictionary encoded; the table holds plain text."""
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
 def _constant(value: str, rows: int) -> pa.Array:
@@ -235,20 +256,32 @@ def _first_run(stores: Stores, spec: ModelSpec, partition: Partition) -> str | N
     return str(served[0]) if served else None
 
 
-def _recount(
-    stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink, deployment: Deployment
-) -> dict[str, Any]:
-    """Count again what an earlier try of this run committed before it died."""
-    tally = _Tally(deployment, backfill=False)
-    for batch in stores.lake.scan(
+def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink) -> tuple[Deployment, _Tally]:
+    """The deployment that an earlier try of this run scored with, and its counts, from the rows it committed."""
+    rows = stores.lake.scan(
         "predictions",
         spec.name,
-        columns=["model_version", "served", "run_id", "prediction"],
+        columns=[*spec.entity, "model_version", "variant", "served", "run_id", "prediction"],
         since=partition.key,
         before=partition.bound,
-    ):
-        frame = batch.to_pandas()
-        frame = frame[frame["run_id"] == run.run_id]
-        for version, rows in frame.groupby("model_version"):
-            tally.add(str(version), int(rows["served"].sum()), int(rows["prediction"].isna().sum()))
-    return tally.counts()
+    ).read_all()
+    rows = rows.filter(pc.equal(rows["run_id"], run.run_id))
+    pairs = rows.group_by(["variant", "model_version"]).aggregate([]).to_pylist()
+    versions = {pair["variant"]: pair["model_version"] for pair in pairs}
+    deployment = next(
+        d
+        for d in reversed(stores.ledger.deployments(spec.name))
+        if (d.champion, d.challenger) == (versions["champion"], versions.get("challenger"))
+    )
+    tally = _Tally(deployment, backfill=False)
+    for version in tally.assigned:
+        own = rows.filter(pc.equal(rows["model_version"], version))
+        mine = assign([own[n].combine_chunks() for n in spec.entity], deployment.salt, deployment.split)
+        assigned = mine if version == deployment.challenger else ~mine
+        tally.add(
+            version,
+            assigned=int(assigned.sum()),
+            served=pc.sum(own["served"]).as_py(),
+            missing=own["prediction"].null_count,
+        )
+    return deployment, tally
