@@ -185,6 +185,10 @@ class Schedule(Section):
         tick: datetime = ticks.get_prev()
         return tick.replace(fold=0) if tick.fold else tick
 
+    def tick_before(self, moment: datetime) -> datetime:
+        """The last tick strictly before `moment` (aware)."""
+        return self.tick_at_or_before(moment - timedelta(microseconds=1))
+
     def key_at(self, moment: datetime) -> str:
         """Key of the partition that holds `moment`."""
         tick = self.tick_at_or_before(moment)

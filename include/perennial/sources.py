@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -23,7 +23,10 @@ from perennial.errors import PerennialError, SourceEmpty, SourceUnreadable, Spec
 from perennial.records import Partition
 from perennial.specs import ModelSpec, Source
 
-__all__ = ["canonical_schema", "label_schema", "load_reader", "read_batch", "read_labels"]
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+__all__ = ["canonical_schema", "check_readers", "label_schema", "load_reader", "read_batch", "read_labels"]
 
 
 def read_batch(spec: ModelSpec, partition: Partition, environment: Mapping[str, str]) -> pa.Table:
@@ -87,6 +90,28 @@ def _labels_of(spec: ModelSpec, source: Source, span: Partition, environment: Ma
     needed = [*spec.entity, spec.event_time, spec.label.column]
     check_names(found.column_names, needed, {*spec.columns, "known_at", *source.drop}, delivery)
     return to_labels(delivery, span.start, span.end, cut=_is_one_file(source))
+
+
+def check_readers(spec: ModelSpec, environment: Mapping[str, str]) -> None:
+    """Whether the readers of rows and labels could start: code, variables, folders, drivers. Reads no data.
+
+    Raises:
+        SpecError: source.py or its function is missing.
+        SourceUnreadable: a variable is not set, a local folder or file is not there, or a URL cannot be used.
+    """
+    what = f"source of {spec.name!r}"
+    for source in filter(None, (spec.source, spec.label.source)):
+        if source.kind == "python":
+            load_reader(spec, source)
+        elif source.kind == "sql":
+            _engine(source, what, environment).dispose()
+        elif not (path := _expand(str(source.path), environment, what)).startswith("s3://"):
+            # up to the first date field the path is the same for every batch
+            fixed = spec.folder / path.partition("%")[0]
+            place = fixed.parent if "%" in path and not path.partition("%")[0].endswith("/") else fixed
+            if not place.exists():
+                msg = f"{what}: {place} does not exist (source.path {source.path!r}). Make it, or change source.path."
+                raise SourceUnreadable(msg)
 
 
 def load_reader(spec: ModelSpec, source: Source) -> Any:
@@ -261,12 +286,7 @@ def _spans(spec: ModelSpec, start: datetime, end: datetime) -> list[Partition]:
 def _from_sql(source: Source, span: Partition, what: str, environment: Mapping[str, str]) -> pa.Table:
     import sqlalchemy as sa
 
-    url = _expand(str(source.url), environment, what)
-    try:
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    except (sa.exc.ArgumentError, ImportError) as error:
-        msg = f"{what}: source.url {source.url!r} cannot be used ({error}). Write it as 'postgresql+psycopg2://...'."
-        raise SourceUnreadable(msg) from error
+    engine = _engine(source, what, environment)
     moments = {
         name: _sql_moment(moment, source.naive_times_are, text=engine.dialect.name == "sqlite")
         for name, moment in (("start", span.start), ("end", span.end))
@@ -292,6 +312,18 @@ def _from_sql(source: Source, span: Partition, what: str, environment: Mapping[s
             msg = f"{what}: column {name!r} of the query holds values of several types ({error}). Cast it in the query."
             raise SourceUnreadable(msg) from error
     return pa.Table.from_arrays(arrays, names=names)
+
+
+def _engine(source: Source, what: str, environment: Mapping[str, str]) -> sa.Engine:
+    import sqlalchemy as sa
+
+    url = _expand(str(source.url), environment, what)
+    try:
+        return sa.create_engine(url, poolclass=sa.pool.NullPool)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        # `source.url` as written: the filled-in one may hold a password
+        msg = f"{what}: source.url {source.url!r} cannot be used ({error}). Write it as 'postgresql+psycopg2://...'."
+        raise SourceUnreadable(msg) from error
 
 
 def _sql_moment(moment: datetime, naive_zone: str | None, *, text: bool) -> datetime | str:
