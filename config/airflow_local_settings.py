@@ -41,11 +41,12 @@ def forks_tasks(arguments: list[str]) -> bool:
 
 
 def preload() -> None:
-    """Import all of `HEAVY`."""
+    """Import all of `HEAVY`, and what PERENNIAL_PRELOAD names (modules separated by commas): a team's own libraries."""
     # libraries that ask for the network or for a log line per class when imported
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in HEAVY:
+    more = [name for name in os.environ.get("PERENNIAL_PRELOAD", "").split(",") if name]
+    for name in (*HEAVY, *more):
         importlib.import_module(name)
 
 

@@ -73,9 +73,7 @@ def retrain_dag(spec: ModelSpec) -> DAG:
             from perennial.loop import retrain
 
             with deed(spec, as_of=frozen["as_of"]) as at:
-                judged = retrain.gate(
-                    spec, at.stores, frozen["snapshot"], mlflow_run_id, as_of=at.as_of_model, run=at.run
-                )
+                judged = retrain.gate(spec, at.stores, mlflow_run_id, as_of=at.as_of_model, run=at.run)
                 if judged["verdict"] != Verdict.ADMIT:
                     notify.retrain_refused(spec, mlflow_run_id, judged["reason"], at.run.url)
                 return {**judged, "lease": at.run.run_id}

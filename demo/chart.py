@@ -79,7 +79,7 @@ class Story:
                     story.rollouts.append(rollouts[entry.subject])
                 case "deployment", "STAGE":
                     rollouts[entry.subject].stages.append((f"{entry.as_of:%Y-%m-%d}", body["split"]))
-                case ("rollout" | "override"), (Verdict.PROMOTE | Verdict.ROLL_BACK) if entry.subject in rollouts:
+                case (("rollout" | "override"), (Verdict.PROMOTE | Verdict.ROLL_BACK)) if entry.subject in rollouts:
                     rollouts[entry.subject].outcome = entry.verdict
                     rollouts[entry.subject].ended = f"{entry.as_of:%Y-%m-%d}"
         return story

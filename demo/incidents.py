@@ -5,8 +5,8 @@
 * One challenger's artifact is exchanged after its gate for a model that learnt the opposite: the canary must roll it
   back, and the champion must stay.
 
-The first two need the readers inside Airflow's processes to misbehave: this module is imported there (PERENNIAL_PRELOAD)
-and wraps the reader that `perennial.sources` loads from the model's folder.
+The first two need the readers inside Airflow's processes to misbehave: this module is imported there, through
+PERENNIAL_PRELOAD, and wraps the reader that `perennial.sources` loads from the model's folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
     from chart import Story
 
     from perennial.records import LedgerEntry, Partition
@@ -50,13 +49,13 @@ class Plan:
         path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         return {VARIABLE: str(file), "PERENNIAL_PRELOAD": "incidents", "PYTHONPATH": path}
 
-    def sabotage(self, spec: ModelSpec, stores: Stores, partition: Partition) -> None:
+    def sabotage(self, spec: ModelSpec, stores: Stores, home: Path, partition: Partition) -> None:
         """Exchange the artifact of the challenger that has just entered its canary; once."""
         deployment = stores.ledger.deployment(spec.name)
         if not self.sabotage_from or self.sabotaged or partition.key < self.sabotage_from or deployment is None:
             return
         self.sabotaged = str(deployment.challenger)
-        spoil_artifact(spec, stores, self.sabotaged)
+        spoil_artifact(spec, stores, home, self.sabotaged)
 
     def problems(self, story: Story, entries: Sequence[LedgerEntry]) -> list[str]:
         """What the loop did not do about the planted faults."""
@@ -88,15 +87,24 @@ def plan(partitions: Sequence[Partition]) -> Plan:
     )
 
 
-def spoil_artifact(spec: ModelSpec, stores: Stores, version: str) -> None:
+def spoil_artifact(spec: ModelSpec, stores: Stores, home: Path, version: str) -> None:
     """Overwrite a registered version's artifact with a model fitted on the opposite of every label."""
+    import skops.io
+    from mlflow import MlflowClient
+
     from perennial import intake, training
+    from perennial.stores.registry import digest_folder
 
     registered = stores.registry.version(spec.name, version)
     rows = intake.read_snapshot(spec, stores, registered.snapshot)
     rows["label"] = 1 - rows["label"]
     spoilt = training.fit(spec, rows, params=dict(spec.training.params), seed=spec.training.seed)
-    stores.registry.overwrite_artifact(spec.name, version, spoilt)  # type: ignore[attr-defined]
+    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+    source = str(client.get_model_version(spec.name, version).source)
+    folder = home / "mlflow-artifacts" / source.removeprefix("mlflow-artifacts:/")
+    skops.io.dump(spoilt, folder / "model.skops")
+    # the fault is planted before the digest is taken: what was registered is what serves, and it is wrong
+    client.set_model_version_tag(spec.name, version, "perennial.artifact_digest", digest_folder(folder))
 
 
 def install(file: Path) -> None:

@@ -9,6 +9,7 @@ Settings: FULL=1 lives to the schedule's end; INCIDENTS=1 plants three faults (s
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +37,8 @@ from perennial.stores.open import open_stores  # noqa: E402
 from perennial.stores.ports import Stores  # noqa: E402
 
 MODEL = "flight_delay"
+AIRFLOW_URL = f"http://127.0.0.1:{os.environ.get('AIRFLOW_PORT', '8080')}"
+MLFLOW_URL = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
 #: without FULL=1 the demo stops here
 SHORT_END = "2013-09-02"
 DAGS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
@@ -51,7 +54,8 @@ def main() -> int:
     spec = load_spec(PROJECT / "include" / "models" / MODEL / "spec.yaml")
     partitions = _partitions(spec)
     plan = incidents.plan(partitions) if os.environ.get("INCIDENTS") == "1" else incidents.NONE
-    settings = Settings()
+    os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_URL
+    settings = Settings(airflow_url=AIRFLOW_URL, mlflow_url=MLFLOW_URL)
     settings.home.mkdir(parents=True, exist_ok=True)
     stack = _start_stack(settings, plan)
     try:
@@ -61,10 +65,12 @@ def main() -> int:
         airflow.unpause([f"{MODEL}_{dag}" for dag in DAGS])
         _bootstrap(airflow, stores, spec)
         for number, partition in enumerate(partitions, 1):
-            event = _live_one_week(airflow, stores, spec, partition, plan)
+            event = _live_one_week(airflow, stores, spec, partition, plan, settings.home)
             _show_progress(stores, number, len(partitions), partition, event, began)
         outcome = _report(spec, stores, settings, partitions, plan)
-        console.print(f"The demo took {time.monotonic() - began:.0f} s. The stack stops now; `make up` starts it again.")
+        console.print(
+            f"The demo took {time.monotonic() - began:.0f} s. The stack stops now; `make up` starts it again."
+        )
         return outcome
     finally:
         _stop_stack(stack)
@@ -72,7 +78,8 @@ def main() -> int:
 
 def _partitions(spec: ModelSpec) -> list[Partition]:
     end = spec.schedule.end if os.environ.get("FULL") == "1" else spec.schedule.partition_of_key(SHORT_END).start
-    assert end is not None
+    if end is None:
+        raise SystemExit(f"{MODEL} has no schedule.end; the demo needs recorded history")
     partitions = list(spec.schedule.partitions(spec.schedule.start, end))
     return partitions[: int(os.environ.get("WEEKS", len(partitions)))]
 
@@ -81,22 +88,21 @@ def _partitions(spec: ModelSpec) -> list[Partition]:
 
 
 def _start_stack(settings: Settings, plan: incidents.Plan) -> subprocess.Popen[bytes]:
-    log = (settings.home / "demo-stack.log").open("wb")
     environment = {**os.environ, "PERENNIAL_POKE_SECONDS": "1", **plan.environment(settings.home)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     console.print("Starting Airflow (api-server, scheduler, dag-processor, triggerer) and MLflow ...")
     return subprocess.Popen(
-        [sys.executable, str(PROJECT / "local" / "up.py")], stdout=log, stderr=log, env=environment
+        [sys.executable, str(PROJECT / "local" / "up.py"), "--quiet"], env=environment, start_new_session=True
     )
 
 
 def _log_in(settings: Settings, stack: subprocess.Popen[bytes]) -> Airflow:
     def try_it() -> Airflow | None:
         if stack.poll() is not None:
-            log = (settings.home / "demo-stack.log").read_text(errors="replace")[-3000:]
-            raise SystemExit(f"the stack ended with code {stack.returncode}; its last words:\n{log}")
+            raise SystemExit(f"the stack ended with code {stack.returncode}; see {settings.home / 'logs'}")
         try:
-            return Airflow(settings.airflow_url, "admin", "admin")
+            passwords = json.loads((settings.home / "airflow" / "passwords.json").read_text(encoding="utf-8"))
+            return Airflow(settings.airflow_url, "admin", passwords["admin"])
         except OSError:
             return None
 
@@ -133,7 +139,7 @@ def _bootstrap(airflow: Airflow, stores: Stores, spec: ModelSpec) -> None:
 
 
 def _live_one_week(
-    airflow: Airflow, stores: Stores, spec: ModelSpec, partition: Partition, plan: incidents.Plan
+    airflow: Airflow, stores: Stores, spec: ModelSpec, partition: Partition, plan: incidents.Plan, home: Path
 ) -> str:
     """One partition through all five DAGs. What happened, in a few words."""
     before = stores.ledger.deployment(MODEL)
@@ -156,7 +162,7 @@ def _live_one_week(
         return "RETRAIN: the run failed"
     if gate.verdict == Verdict.ADMIT:
         _wait_for("the rollout's first stage", lambda: _in_stage(stores))
-        plan.sabotage(spec, stores, partition)
+        plan.sabotage(spec, stores, home, partition)
     return f"RETRAIN ({decided.body['statistics']['trigger']}): {gate.verdict}"
 
 
@@ -223,15 +229,16 @@ def _wait_for(what: str, look: Callable[[], T | None]) -> T:
         if found := look():
             return found
         time.sleep(0.3)
-    raise TimeoutError(f"waited {WEEK_TIMEOUT_SECONDS} s for {what}; see .perennial/demo-stack.log and the Airflow UI")
+    raise TimeoutError(f"waited {WEEK_TIMEOUT_SECONDS} s for {what}; see .perennial/logs and the Airflow UI")
 
 
-# --- telling -----------------------------------------------------------------------------------------------------------
+# --- telling ---------------------------------------------------------------------------------------------------------
 
 
 def _show_progress(stores: Stores, number: int, total: int, partition: Partition, event: str, began: float) -> None:
     now = stores.ledger.deployment(MODEL)
-    assert now is not None
+    if now is None:
+        raise SystemExit(f"{MODEL} lost its deployment; see the ledger: perennial ledger list {MODEL}")
     share = f"v{now.challenger} at {now.split:.0%}" if now.challenger else "-"
     console.print(
         f"[{time.monotonic() - began:5.0f} s] week {number:2d}/{total} {partition.key[:10]}  champion v{now.champion}  "

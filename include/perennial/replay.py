@@ -200,7 +200,7 @@ def _retrain(
         spec, stores, as_of=as_of, run=run, reason=reason, change_partition=change_partition, settings=settings
     )
     mlflow_run_id = retrain.train(spec, stores, snapshot, run=run)
-    return retrain.gate(spec, stores, snapshot, mlflow_run_id, as_of=as_of, run=run)
+    return retrain.gate(spec, stores, mlflow_run_id, as_of=as_of, run=run)
 
 
 def _move_rollout(spec: ModelSpec, stores: Stores, partition: Partition, report: Replay, run: RunLink) -> str:

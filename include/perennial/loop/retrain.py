@@ -167,15 +167,12 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: Run
     )
 
 
-def gate(
-    spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], mlflow_run_id: str, *, as_of: datetime, run: RunLink
-) -> dict[str, Any]:
+def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime, run: RunLink) -> dict[str, Any]:
     """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once.
 
     Returns:
         model, verdict, reason, version (None where refused), first, the ledger entry's id, mlflow run id.
     """
-    frozen = from_json(Snapshot, snapshot)
     decision = promotion.decide(stores.registry.evidence(mlflow_run_id), spec.gate, None)
     link = RunLink(run.run_id, run.dag_id, run.task_id, run.url, mlflow_run_id)
     entry = stores.ledger.append(
@@ -192,7 +189,6 @@ def gate(
         "perennial.gate": entry.verdict,
         "perennial.gate_reason": decision.reasons[0],
         "perennial.decision": entry.id,
-        "perennial.snapshot": frozen.digest,
         "perennial.airflow_run": run.url or run.run_id,
     }
     stores.registry.tag_run(mlflow_run_id, tags)
