@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: what scikit-learn's own estimators hold beyond the types skops trusts by itself: data and compiled tables, no code of
 #: the artifact's own. A list from the estimators that tests/contract/test_registry.py saves, not a guess.
 TRUSTED_TYPES = (
+    # what HistGradientBoosting with categorical features holds; the function inside a partial needs trust of its own
+    "functools.partial",
     "numpy.dtype",
     "sklearn._loss.loss.HalfTweedieLossIdentity",
     "sklearn.calibration._CalibratedClassifier",
@@ -41,6 +43,7 @@ TRUSTED_TYPES = (
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
     "sklearn.utils._bunch.Bunch",
+    "sklearn.utils.validation.check_array",
 )
 #: distributions a serving environment needs, pinned to what trained the model
 _SERVING = ("mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops")
