@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -187,7 +187,8 @@ class Schedule(Section):
 
     def tick_before(self, moment: datetime) -> datetime:
         """The last tick strictly before `moment` (aware)."""
-        return self.tick_at_or_before(moment - timedelta(microseconds=1))
+        # in UTC: a step of the local clock may land in an hour that a clock change leaves out
+        return self.tick_at_or_before(moment.astimezone(UTC) - timedelta(microseconds=1))
 
     def key_at(self, moment: datetime) -> str:
         """Key of the partition that holds `moment`."""

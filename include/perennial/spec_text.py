@@ -89,8 +89,11 @@ def _construct(file: Path, loader: Any, root: yaml.Node) -> object:
     try:
         return loader.construct_document(root)
     except (ValueError, OverflowError) as error:  # 2013-02-30: shaped like a date, and none
-        line = next((n.start_mark.line + 1 for n in _scalars(root) if not _is_sound(n)), 1)
-        msg = f"{file}:{line}: {error}. Write a day of the calendar, as in 2013-03-04."
+        bad = next(n for n in _scalars(root) if not _is_sound(n))
+        msg = (
+            f"{file}:{bad.start_mark.line + 1}: {bad.value!r} is no day of the calendar ({error}). "
+            "Write one, as in 2013-03-04."
+        )
         raise SpecError(msg, rules=("impossible_date",)) from error
 
 

@@ -99,7 +99,8 @@ class Source(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         own = {"python": ("function",), "files": ("path", "format"), "sql": ("url", "query")}[self.kind]
-        others = [k for k in ("function", "path", "format", "url", "query") if k in self.model_fields_set - {*own}]
+        keys = {"function": "read", "path": None, "format": None, "url": None, "query": None}
+        others = [k for k, default in keys.items() if k not in own and getattr(self, k) != default]
         if others:
             text = f"{others} are not read by kind {self.kind!r}, which has {list(own)}; take them out or change kind"
             raise RuleBroken("key_of_another_kind", text, (others[0],))
@@ -378,10 +379,10 @@ class ModelSpec(Section):
         if keys := sorted({*self.entity} & {*self.features.numeric}):
             text = f"{keys} are entity (text) and numeric; give the number a name of its own in the source"
             yield RuleBroken("entity_as_number", text, ("features", "numeric"))
-        if reserved := sorted(RESERVED_COLUMNS & {*self.columns}):
-            yield RuleBroken(
-                "reserved_column", f"columns {reserved} are written by Perennial itself; rename them in the source"
-            )
+        for column in self.columns:
+            if column in RESERVED_COLUMNS:
+                text = f"column {column!r} is written by Perennial itself; rename it in the source"
+                yield RuleBroken("reserved_column", text, self.paths_of(column)[0])
         label = () if self.label.source else (self.label.column,)
         if both := sorted({*self.source.drop} & {*self.columns, *label}):
             yield RuleBroken(
@@ -439,6 +440,16 @@ class ModelSpec(Section):
     def columns(self) -> tuple[str, ...]:
         """What a batch must have, without the label: entity, event time, features; each once."""
         return tuple(dict.fromkeys([*self.entity, self.event_time, *self.features.names]))
+
+    def paths_of(self, column: str) -> tuple[KeyPath, ...]:
+        """The keys that may name `column`, the likeliest first."""
+        groups = {"numeric": self.features.numeric, "categorical": self.features.categorical}
+        paths: list[KeyPath] = [("features", g, names.index(column)) for g, names in groups.items() if column in names]
+        if column in self.entity:
+            paths += [("entity", self.entity.index(column)), ("entity",)]
+        paths += [("event_time",)] if column == self.event_time else []
+        paths += [("label", "column")] if column == self.label.column else []
+        return tuple(paths)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -504,15 +515,7 @@ def line_of_column(spec: ModelSpec, column: str) -> int | None:
     if not file.is_file():
         return None
     lines = lines_of(file.read_text(encoding="utf-8"))
-    paths: list[KeyPath] = []
-    for group in ("numeric", "categorical"):
-        names = getattr(spec.features, group)
-        paths += [("features", group, names.index(column))] if column in names else []
-    if column in spec.entity:
-        paths += [("entity", spec.entity.index(column)), ("entity",)]
-    paths += [("event_time",)] if column == spec.event_time else []
-    paths += [("label", "column")] if column == spec.label.column else []
-    return next((lines[path] for path in paths if path in lines), None)
+    return next((lines[path] for path in spec.paths_of(column) if path in lines), None)
 
 
 def _keys_at(path: KeyPath) -> list[str]:
