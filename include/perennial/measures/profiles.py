@@ -297,16 +297,14 @@ def _numbers(batch: pa.RecordBatch, name: str) -> Floats:
 def _codes(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.integer], pa.Array, int]:
     """Codes without nulls, the dictionary as text, and the number of nulls."""
     column = batch.column(name)
-    if not pa.types.is_dictionary(column.type):
-        column = pc.dictionary_encode(column)
-    dictionary = column.dictionary
-    if not pa.types.is_string(dictionary.type):
-        try:
-            dictionary = pc.cast(dictionary, pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise SchemaMismatch(
-                f"column {name!r} is {batch.column(name).type}, the profile needs text. "
-                "List it under features.numeric, or change its type in the source."
-            ) from error
+    try:
+        if not pa.types.is_dictionary(column.type):
+            column = pc.dictionary_encode(column)
+        dictionary = pc.cast(column.dictionary, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaMismatch(
+            f"column {name!r} is {batch.column(name).type}, the profile needs text. "
+            "List it under features.numeric, or change its type in the source."
+        ) from error
     indices = column.indices
     return indices.drop_null().to_numpy(zero_copy_only=False), dictionary, indices.null_count
