@@ -28,6 +28,7 @@ from perennial.specs import ModelSpec, line_of_column
 MOMENT = pa.timestamp("us", tz="UTC")
 #: a clock time followed by Z or an offset; a date alone has none
 OFFSET = r"\d:\d.*(Z|[+-]\d\d(:?\d\d)?)$"
+NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Delivery:
         line = line_of_column(self.spec, column)
         return f"(spec.yaml line {line})" if line else "(spec.yaml)"
 
-    def wrong_type(self, column: str, expected: str, cure: str) -> SchemaMismatch:
-        """The error for a column whose values cannot become the canonical type."""
-        values = _dense(self.table[column])
+    def wrong_type(self, column: str, expected: str, cure: str, odd: pa.ChunkedArray | None = None) -> SchemaMismatch:
+        """The error for a column whose values (the `odd` ones, where only some) cannot become the canonical type."""
+        values = _dense(self.table[column]) if odd is None else odd
         example = next((v.as_py() for v in values.slice(0, 1000) if v.is_valid), None)
         return SchemaMismatch(
             f"{self.what}: column {column!r} {self.at(column)} is {values.type}, as in {example!r}; "
@@ -244,7 +245,10 @@ def _numbers(delivery: Delivery, column: str) -> pa.ChunkedArray:
     elif not (
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
     ):
-        raise delivery.wrong_type(column, "a number", "Mend it upstream, or make it categorical.")
+        # "12" is no trouble, "twelve" is: show that one
+        odd = values.filter(pc.invert(pc.match_substring_regex(values, NUMBER))) if pa.types.is_string(kind) else None
+        cure = "Mend it upstream, or make it categorical."
+        raise delivery.wrong_type(column, "a number", cure, odd if odd is not None and len(odd) else None)
     values = values.cast(pa.float64(), safe=False)  # unsafe: integers beyond 2**53 are rounded
     if not pa.types.is_floating(kind):
         return values

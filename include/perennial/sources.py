@@ -89,6 +89,8 @@ def _labels_of(spec: ModelSpec, source: Source, span: Partition, environment: Ma
     delivery = Delivery(spec, found, what, source.naive_times_are)
     needed = [*spec.entity, spec.event_time, spec.label.column]
     check_names(found.column_names, needed, {*spec.columns, "known_at", *source.drop}, delivery)
+    if not found.num_rows:
+        return label_schema(spec).empty_table()
     return to_labels(delivery, span.start, span.end, cut=_is_one_file(source))
 
 
