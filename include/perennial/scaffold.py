@@ -30,7 +30,7 @@ def create_model(models: Path, name: str, *, suites: Path, tests: Path) -> tuple
         SpecError: the name is no model name, a file of it exists already, or one cannot be written.
     """
     if not re.fullmatch(NAME, name):
-        plain = re.sub(r"\W+", "_", name.lower()).strip("_0123456789") or "my_model"
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_0123456789") or "my_model"
         msg = f"{name!r} is no model name: small letters, digits and _, a letter first, as in {plain!r}."
         raise SpecError(msg)
     places = {

@@ -220,8 +220,16 @@ def _from_files(
 
     path = _expand(str(source.path), environment, what, dated=span.start)
     if path.startswith("s3://"):
-        options = {"endpoint_override": environment.get("AWS_ENDPOINT_URL")}
-        system, place = fs.S3FileSystem(**{k: v for k, v in options.items() if v}), path.removeprefix("s3://")
+        # what the environment leaves out, the AWS libraries look for themselves (a profile, the machine's role)
+        names = {
+            "access_key": "AWS_ACCESS_KEY_ID",
+            "secret_key": "AWS_SECRET_ACCESS_KEY",
+            "session_token": "AWS_SESSION_TOKEN",
+            "region": "AWS_REGION",
+            "endpoint_override": "AWS_ENDPOINT_URL",
+        }
+        options = {option: environment[name] for option, name in names.items() if environment.get(name)}
+        system, place = fs.S3FileSystem(**options), path.removeprefix("s3://")
     else:
         # a relative path starts at the model folder: it means the same wherever a task runs
         system, place = fs.LocalFileSystem(), str(spec.folder / path)
