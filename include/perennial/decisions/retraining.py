@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 
-from scipy import stats
-
 from perennial import specs
 from perennial.decisions import statistics
 from perennial.decisions.conclusions import conclude, settle
@@ -39,7 +37,9 @@ RULE, VERSION = "retraining", "1"
 #: windows longer than this find what shorter ones have missed only long after
 _LONGEST_WINDOW = 8
 #: with few partitions behind it the spread is taken to be `min_loss`, as if that had been seen in so many partitions
-_SPREAD_PRIOR = 4
+_SPREAD_PRIOR = 6
+#: share of alpha for the test against the admitted loss alone, which finds a slow decline in time at any level
+_SLOW_SHARE = 0.2
 #: refits after one found change; each needs twice the rows of the one before: three reach eight times the window
 _MAX_FOLLOW_UPS = 3
 #: retrains in a row that did not help double the cooldown, up to this factor
@@ -105,6 +105,8 @@ class _Bench:
     #: the newest partitions with labels due that have too few of them, one after another
     unlabelled: int
     spread: float
+    #: how well that spread is known
+    spread_degrees: int
     found: dict[str, Json]
     limits: dict[str, Json]
 
@@ -132,6 +134,7 @@ class _Bench:
             estimated,
             sum(1 for p in due if p.partition > newest),
             spread,
+            _SPREAD_PRIOR + max(0, len(earlier) - 2),
             {"admitted_loss": admitted, "partition_spread": spread, "judged_partitions": len(realised)},
             {"loss": admitted + policy.min_loss * abs(admitted)},
         )
@@ -171,36 +174,77 @@ def _ordered(points: Sequence[QualityPoint]) -> list[QualityPoint]:
 
 def _lost(bench: _Bench, points: Sequence[_Point], name: str) -> str:
     """Why these points show lost quality; empty where they do not. The best window goes to the statistics."""
-    policy, admitted = bench.policy, bench.found["admitted_loss"]
-    bar = bench.limits["loss"]
+    policy, admitted, bar = bench.policy, bench.found["admitted_loss"], bench.limits["loss"]
     if bench.evidence.admitted.rows < 2 or len(points) < policy.patience:  # noqa: PLR2004 - one row has no spread
         return ""
-    own_error = statistics.loss_error(bench.evidence.admitted)
     windows = range(policy.patience, max(policy.patience, min(len(points), _LONGEST_WINDOW)) + 1)
-    needed = float(stats.norm.isf(policy.alpha / len(windows)))
-    best_z, best_mean, best_width = -math.inf, admitted, 0
-    for width in windows:
-        weights, total = _pool(points[-width:], bench)
-        mean = total / weights
-        z = (mean - admitted) / math.sqrt(1 / weights + own_error**2)
-        if (mean >= bar and z > best_z) or not best_width:
-            best_z, best_mean, best_width = z, mean, width
-    bench.found[name] = {"z": best_z, "mean": best_mean, "partitions": best_width}
-    bench.limits[f"{name}_z"] = needed
+    share = policy.alpha / len(windows)
+    tests = [test for width in windows for test in _window_tests(bench, points, width, share)]
+    best = min(tests, key=lambda test: test.p_value / test.alpha)
+    bench.found[name] = {"p_value": best.p_value, "mean": best.mean, "against": best.base, "partitions": best.width}
+    bench.limits[f"{name}_p"] = best.alpha
     persistent = all(point.mean > bar for point in points[-policy.patience :])
-    if best_z > needed and best_mean > bar and persistent:
+    if best.p_value <= best.alpha and best.mean > bar and persistent:
         return (
-            f"{name.replace('_', ' ')}: loss {best_mean:.5g} over the last {best_width} partitions, admitted with "
-            f"{admitted:.5g} (z {best_z:.2f}, {needed:.2f} needed)"
+            f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions, admitted with "
+            f"{admitted:.5g} (p {best.p_value:.2g}, {best.alpha:.2g} needed)"
         )
     return ""
 
 
-def _pool(points: Sequence[_Point], bench: _Bench) -> tuple[float, float]:
-    """Sum of the weights, and of weight x mean; a weight is 1 / (row-level variance + spread between partitions)."""
-    least = 1e-12 * max(1.0, bench.found["admitted_loss"] ** 2)
-    weights = [1 / max(least, point.error**2 + bench.spread**2) for point in points]
-    return math.fsum(weights), math.fsum(w * point.mean for w, point in zip(weights, points, strict=True))
+@dataclass(frozen=True)
+class _Test:
+    """One window against one base, with its part of alpha."""
+
+    width: int
+    mean: float
+    base: float
+    p_value: float
+    alpha: float
+
+
+def _window_tests(bench: _Bench, points: Sequence[_Point], width: int, alpha: float) -> list[_Test]:
+    """The newest `width` points against the admitted loss, and against it pooled with the points before the window.
+
+    The first test finds also a slow decline, which the second would take into its base; the second finds a small sudden
+    one, because its base is known better.
+    """
+    admitted = bench.found["admitted_loss"]
+    own = statistics.loss_error(bench.evidence.admitted) ** 2
+    now, before = points[-width:], points[:-width]
+    mean, variance, spread = _pool(now, bench)
+    if not before:
+        p_value = statistics.p_excess(mean - admitted, variance + own, spread, bench.spread_degrees)
+        return [_Test(width, mean, admitted, p_value, alpha)]
+    slow = statistics.p_excess(mean - admitted, variance + own, spread, bench.spread_degrees)
+    earlier, earlier_variance, earlier_spread = _pool(before, bench)
+    weight, earlier_weight = 1 / max(own, _least(bench)), 1 / earlier_variance
+    share = earlier_weight / (weight + earlier_weight)
+    base = admitted + share * (earlier - admitted)
+    base_variance = 1 / (weight + earlier_weight)
+    sudden = statistics.p_excess(
+        mean - base, variance + base_variance, spread + share**2 * earlier_spread, bench.spread_degrees
+    )
+    return [
+        _Test(width, mean, admitted, slow, _SLOW_SHARE * alpha),
+        _Test(width, mean, base, sudden, (1 - _SLOW_SHARE) * alpha),
+    ]
+
+
+def _least(bench: _Bench) -> float:
+    """The smallest variance that is told from none."""
+    return float(1e-12 * max(1.0, bench.found["admitted_loss"] ** 2))
+
+
+def _pool(points: Sequence[_Point], bench: _Bench) -> tuple[float, float, float]:
+    """Weighted mean, its variance, and the part of it that is spread between partitions.
+
+    A weight is 1 / (row-level variance + spread between partitions).
+    """
+    weights = [1 / max(_least(bench), point.error**2 + bench.spread**2) for point in points]
+    total = math.fsum(weights)
+    mean = math.fsum(w * point.mean for w, point in zip(weights, points, strict=True)) / total
+    return mean, 1 / total, math.fsum(w**2 for w in weights) * bench.spread**2 / total**2
 
 
 def _change_point(bench: _Bench, points: Sequence[_Point]) -> str:
@@ -208,8 +252,8 @@ def _change_point(bench: _Bench, points: Sequence[_Point]) -> str:
     admitted = bench.found["admitted_loss"]
 
     def score(start: int) -> float:
-        weights, total = _pool(points[start:], bench)
-        return float((total - admitted * weights) / math.sqrt(weights))
+        mean, variance, _ = _pool(points[start:], bench)
+        return float((mean - admitted) / math.sqrt(variance))
 
     return points[max(range(len(points)), key=score)].partition
 

@@ -284,6 +284,16 @@ def partition_spread(means: Sequence[float], errors: Sequence[float], prior: flo
     return math.sqrt((prior_weight * prior**2 + seen) / (prior_weight + len(kept)))
 
 
+def p_excess(distance: float, variance: float, estimated: float, degrees: float) -> float:
+    """p-value of H0: the expected distance is 0 or less, where the part `estimated` of its variance has few `degrees`.
+
+    Student's t with the degrees of the whole by Satterthwaite (1946), Biometrics 2; the rest of the variance is known.
+    """
+    if estimated <= 0:
+        return float(special.ndtr(-distance / math.sqrt(variance)))
+    return float(stats.t.sf(distance / math.sqrt(variance), degrees * (variance / estimated) ** 2))
+
+
 # --- looking more than once ----------------------------------------------------------------------------------------
 
 
