@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from perennial.stores.ledger import SqlLedger, make_engine, upgrade
+from perennial.stores.ledger import SqlLedger, make_engine, metadata, upgrade
 from perennial.stores.memory import MemoryLake, memory_ledger
 from perennial.stores.ports import Lake
 
@@ -74,17 +76,43 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_url"))
 
 
+@pytest.fixture(scope="session")
+def _sqlite_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty SQLite ledger to copy: migrating one for each test would take longer than the tests."""
+    file = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def _postgres_ledger(_postgres_server: str) -> Iterator[str]:
+    """A migrated PostgreSQL ledger, dropped at the end; each test empties it first."""
+    name = f"perennial_test_{uuid.uuid4().hex[:12]}"
+    server = sa.create_engine(_postgres_server, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    url = sa.make_url(_postgres_server).set(database=name).render_as_string(hide_password=False)
+    upgrade(url)
+    yield url
+    with server.connect() as connection:
+        connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    server.dispose()
+
+
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlLedger]:
     """An empty ledger, each kind in turn."""
     if request.param == "memory":
         kept = memory_ledger()
+    elif request.param == "sqlite":
+        file = shutil.copy(request.getfixturevalue("_sqlite_ledger"), tmp_path / "ledger.db")
+        kept = SqlLedger(make_engine(f"sqlite:///{file}"))
     else:
-        url = f"sqlite:///{tmp_path / 'ledger.db'}"
-        if request.param == "postgres":
-            url = request.getfixturevalue("postgres_url")
-        upgrade(url)
-        kept = SqlLedger(make_engine(url))
+        engine = make_engine(request.getfixturevalue("_postgres_ledger"))
+        with engine.begin() as connection:
+            for table in metadata.sorted_tables:
+                connection.execute(sa.delete(table))
+        kept = SqlLedger(engine)
     yield kept
     kept.close()
 

@@ -158,8 +158,10 @@ def _check_deployments(model: str, entries: Sequence[LedgerEntry], deployments: 
 
 
 def _rightful_place(entry: LedgerEntry, length: int) -> int | None:
-    """The seq under which the entry's content has the recorded hash; None where there is none."""
-    return next((n for n in range(1, length + 2) if hash_entry(replace(entry, seq=n)) == entry.hash), None)
+    """Another seq under which the entry's content has the recorded hash; None where there is none."""
+    return next(
+        (n for n in range(1, length + 2) if n != entry.seq and hash_entry(replace(entry, seq=n)) == entry.hash), None
+    )
 
 
 def _names(model: str, entry: LedgerEntry, what: str) -> str:

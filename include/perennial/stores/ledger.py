@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from perennial.errors import DeploymentConflict, EvidenceError, LedgerError
+from perennial.errors import DeploymentConflict, EvidenceError, LedgerError, LedgerTampered
 from perennial.records import Deployment, Json, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
 from perennial.stores.chain import GENESIS, Head, check_chain, seal
 
@@ -394,21 +394,27 @@ def _revisions(connection: sa.Connection, model: str) -> tuple[Deployment, ...]:
 
 
 def _entry(row: sa.Row[Any]) -> LedgerEntry:
-    return LedgerEntry(
-        seq=row.seq,
-        id=row.id,
-        model=row.model,
-        kind=row.kind,
-        subject=row.subject,
-        verdict=row.verdict,
-        as_of=datetime.fromisoformat(row.as_of),
-        body=json.loads(row.body),
-        run=from_json(RunLink, json.loads(row.run)),
-        previous=row.previous,
-        hash=row.hash,
-        key=row.key,
-        deployment=None if row.deployment is None else from_json(Deployment, json.loads(row.deployment)),
-    )
+    try:
+        return LedgerEntry(
+            seq=row.seq,
+            id=row.id,
+            model=row.model,
+            kind=row.kind,
+            subject=row.subject,
+            verdict=row.verdict,
+            as_of=datetime.fromisoformat(row.as_of),
+            body=json.loads(row.body),
+            run=from_json(RunLink, json.loads(row.run)),
+            previous=row.previous,
+            hash=row.hash,
+            key=row.key,
+            deployment=None if row.deployment is None else from_json(Deployment, json.loads(row.deployment)),
+        )
+    except (TypeError, ValueError) as error:
+        raise LedgerTampered(
+            f"ledger of {row.model!r}: entry seq {row.seq} ({row.id}) was edited: it cannot be read ({error}). "
+            "Restore it from a backup."
+        ) from error
 
 
 def _text(moment: datetime) -> str:
