@@ -36,13 +36,14 @@ class Airflow:
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
 
-    def backfill(self, dag_id: str, moment: str) -> None:
-        """Backfill the one partition whose date is `moment` (ISO with offset)."""
-        self._send(
-            "POST",
-            "/api/v2/backfills",
-            {"dag_id": dag_id, "from_date": moment, "to_date": moment, "max_active_runs": 1},
-        )
+    def backfill(self, dag_id: str, first: str, last: str) -> int:
+        """Backfill the partitions from `first` to `last` (ISO with offset), one at a time; the backfill's id."""
+        body = {"dag_id": dag_id, "from_date": first, "to_date": last, "max_active_runs": 1}
+        return int(self._send("POST", "/api/v2/backfills", body)["id"])
+
+    def hold_backfill(self, backfill_id: int, *, hold: bool) -> None:
+        """Keep the next partition from starting, or let it start; a running one goes on."""
+        self._send("PUT", f"/api/v2/backfills/{backfill_id}/{'pause' if hold else 'unpause'}")
 
     def unpause(self, dag_ids: list[str], *, timeout_seconds: float = 120) -> None:
         """Wait until the DAGs are parsed, and let them run.

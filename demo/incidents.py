@@ -134,14 +134,12 @@ def install(file: Path) -> None:
 
 
 def to_celsius(rows: pa.Table) -> pa.Table:
-    """The same rows with temperature and dew point in Celsius."""
+    """The same rows with the air temperature in Celsius, as a new feed would send it; the dew point stays."""
     import pyarrow.compute as pc
 
-    for name in ("temperature", "dew_point"):
-        column = rows.schema.get_field_index(name)
-        celsius = pc.multiply(pc.subtract(rows[name], 32.0), 5.0 / 9.0)
-        rows = rows.set_column(column, name, celsius)
-    return rows
+    column = rows.schema.get_field_index("temperature")
+    celsius = pc.multiply(pc.subtract(rows["temperature"], 32.0), 5.0 / 9.0)
+    return rows.set_column(column, "temperature", celsius)
 
 
 if VARIABLE in os.environ:

@@ -64,7 +64,11 @@ def main() -> int:
         stores = open_stores(settings)
         airflow.unpause([f"{MODEL}_{dag}" for dag in DAGS])
         _bootstrap(airflow, stores, spec)
+        # Airflow allows one backfill a DAG: it is held after each partition until the rest of the loop has followed
+        ends = [p.start.isoformat() for p in (partitions[0], partitions[-1])]
+        backfill = airflow.backfill(f"{MODEL}_score", *ends)
         for number, partition in enumerate(partitions, 1):
+            _start_batch(airflow, backfill, partition, last=number == len(partitions))
             event = _live_one_week(airflow, stores, spec, partition, plan, settings.home)
             _show_progress(stores, number, len(partitions), partition, event, began)
         outcome = _report(spec, stores, settings, partitions, plan)
@@ -138,12 +142,24 @@ def _bootstrap(airflow: Airflow, stores: Stores, spec: ModelSpec) -> None:
     )
 
 
+def _start_batch(airflow: Airflow, backfill: int, partition: Partition, *, last: bool) -> None:
+    """Let one partition's run start, and hold those after it."""
+
+    def started() -> bool:
+        run = airflow.run_of(f"{MODEL}_score", partition.key)
+        return run is not None and run["state"] != "queued"
+
+    airflow.hold_backfill(backfill, hold=False)
+    _wait_for(f"the backfill to start {partition.key}", started)
+    if not last:
+        airflow.hold_backfill(backfill, hold=True)
+
+
 def _live_one_week(
     airflow: Airflow, stores: Stores, spec: ModelSpec, partition: Partition, plan: incidents.Plan, home: Path
 ) -> str:
     """One partition through all five DAGs. What happened, in a few words."""
     before = stores.ledger.deployment(MODEL)
-    airflow.backfill(f"{MODEL}_score", partition.start.isoformat())
     if _ended(airflow, f"{MODEL}_score", partition=partition.key)["state"] == "failed":
         return _what_refused(stores, partition)
     _ended(airflow, f"{MODEL}_monitor", partition=partition.key)
