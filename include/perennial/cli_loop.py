@@ -39,7 +39,7 @@ def score(model: Model, partition: Key = None, as_of: AsOf = None) -> None:
     for warning in checked["warnings"]:
         typer.echo(f"warning: {warning}")
     done = deed.score(spec, stores, batch, as_of=moment, run=run)
-    served = ", ".join(f"{rows} by version {version}" for version, rows in done["served"].items())
+    served = ", ".join(f"{rows} by version {version}" for version, rows in done["served"].items() if rows)
     typer.echo(f"{model} {batch.key}: {done['rows']} rows scored; served: {served or 'none (a backfill)'}.")
 
 
@@ -91,7 +91,7 @@ def retrain(
     typer.echo(f"snapshot {snapshot['digest'][:12]}: {snapshot['rows']} rows known by {moment.isoformat()}")
     try:
         mlflow_run_id = deed.train(spec, stores, snapshot, run=run)
-        judged = deed.gate(spec, stores, snapshot, mlflow_run_id, as_of=moment, run=run)
+        judged = deed.gate(spec, stores, mlflow_run_id, as_of=moment, run=run)
     except BaseException:
         # also on Ctrl-C: a lease that nobody frees would refuse every later retrain
         deed.abandon(spec, stores, as_of=moment, run=run, reason="the retrain did not end")
