@@ -24,6 +24,7 @@ demo: setup ## live through half a year of flights in Airflow (FULL=1: March-Dec
 up: setup ## start Airflow and MLflow on loopback, in the foreground; Ctrl-C stops all of it
 	$(PYTHON_IN_VENV) local/up.py
 
+# In one process: on two cores, two workers import Airflow, MLflow and the rest twice, and were slower.
 test: setup ## run all tests (ARGS="-k name" is passed on to pytest)
 	$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
