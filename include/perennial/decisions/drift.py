@@ -133,37 +133,49 @@ def _compare(old: ColumnProfile, new: ColumnProfile) -> _Change:
     if old.kind == "numeric":
         p, q = statistics.merge(old.counts, new.counts)
         tests = {"shape": statistics.homogeneity(p, q), "shift": statistics.trend(old.counts, new.counts)}
-        extra_p, extra_q = [old.nulls], [new.nulls]
     else:
-        p, q, largest = _categories(old, new)
-        known, seen = sum(old.counts), sum(new.counts)
-        if old.counts[-1]:  # a reference counted in another's categories has "others" of its own
-            unseen = statistics.share_change(old.counts[-1], known, new.counts[-1], seen)
-        else:
-            once = sum(1 for count in old.counts[:-1] if count == 1)
-            unseen = statistics.unseen_excess(known, once, seen, new.counts[-1])
-        tests = {"shape": statistics.homogeneity(p, q), "category": largest, "unseen": unseen}
-        extra_p, extra_q = [old.counts[-1], old.nulls], [new.counts[-1], new.nulls]
+        p, q = _categories(old, new)
+        tests = {
+            "shape": statistics.homogeneity(*statistics.merge(p, q)),
+            "category": statistics.largest_share_change(p, q),
+            "unseen": _unseen(old, new),
+        }
     tests["missing"] = missing
-    size = statistics.psi([*p, *extra_p], [*q, *extra_q])
-    return _Change(tests=tests, psi=size, bins=len(p) + sum(1 for a, b in zip(extra_p, extra_q, strict=True) if a + b))
+    p, q = np.append(p, old.nulls), np.append(q, new.nulls)
+    return _Change(tests=tests, psi=statistics.psi(p, q), bins=int(np.count_nonzero(p + q)))
 
 
-def _categories(old: ColumnProfile, new: ColumnProfile) -> tuple[statistics.Vector, statistics.Vector, float]:
-    """Cells of the known categories, and the p-value of the one that changed most.
+def _unseen(old: ColumnProfile, new: ColumnProfile) -> float:
+    known, seen = sum(old.counts), sum(new.counts)
+    if old.counts[-1]:  # a reference counted in another's categories has "others" of its own
+        return statistics.share_change(old.counts[-1], known, new.counts[-1], seen)
+    once, twice = (sum(1 for count in old.counts[:-1] if count == times) for times in (1, 2))
+    return statistics.unseen_excess(known, once, twice, seen, new.counts[-1])
 
-    Rare categories are joined in the order of a checksum of their names, which knows nothing of the counts.
+
+def _categories(old: ColumnProfile, new: ColumnProfile) -> tuple[statistics.Vector, statistics.Vector]:
+    """Counts of the common categories, then of the rare ones joined with the unseen.
+
+    Which category is common is told by the pooled counts alone. Rare categories that the reference has met were
+    favoured by chance, so by themselves they seem to decline: joined with the unseen they do not. Only where the
+    reference has met them all (less than half a row of unseen ones is due) are they kept in groups, in the order of a
+    checksum of their names, which knows nothing of the counts.
     """
-    p, q = np.asarray(old.counts[:-1], float), np.asarray(new.counts[:-1], float)
+    p, q = np.asarray(old.counts, float), np.asarray(new.counts, float)
     total = float(p.sum() + q.sum())
     if total <= 0:
-        return np.zeros(1), np.zeros(1), 1.0
+        return np.zeros(1), np.zeros(1)
     part = min(float(p.sum()), float(q.sum())) / total
     common = (p + q) * part >= statistics.MIN_EXPECTED
-    rare = sorted(np.flatnonzero(~common), key=lambda i: (zlib.crc32(old.categories[i].encode()), old.categories[i]))
-    order = [*rare, *np.flatnonzero(common)]
-    cells_p, cells_q = statistics.merge(p[order], q[order])
-    return cells_p, cells_q, statistics.largest_share_change(cells_p, cells_q)
+    common[-1] = False
+    rare = np.flatnonzero(~common)
+    once = int(np.count_nonzero(p[:-1] == 1))
+    if once * float(q.sum()) < 0.5 * float(p.sum()) and not q[-1] and not p[-1]:
+        named = sorted(rare[:-1], key=lambda i: (zlib.crc32(old.categories[i].encode()), old.categories[i]))
+        rare_p, rare_q = statistics.merge(p[named], q[named], part)
+    else:
+        rare_p, rare_q = p[rare].sum(keepdims=True), q[rare].sum(keepdims=True)
+    return np.append(p[common], rare_p), np.append(q[common], rare_q)
 
 
 def _judge(old: ColumnProfile, new: ColumnProfile, share: float, floor: float) -> dict[str, Json]:

@@ -134,32 +134,34 @@ def largest_share_change(reference: Counts, current: Counts) -> float:
     return min(1.0, least * len(p))
 
 
-def unseen_excess(reference_rows: float, singletons: int, current_rows: float, unseen: float) -> float:
+def unseen_excess(reference_rows: float, once: int, twice: int, current_rows: float, unseen: float) -> float:
     """One-sided p-value of `unseen` rows whose category the reference never had.
 
-    Null: nothing is new; the mass of what a sample of `reference_rows` has not met is about singletons / rows
-    (Good 1953, Biometrika 40; `singletons` are categories met once). Its uncertainty is a Gamma(singletons + 1, rows),
-    so the count is negative binomial. With more current rows than reference rows one unseen category repeats; the count
-    is then brought down to the reference's size.
+    Null: nothing is new; the share of what a sample of `reference_rows` has not met is about once / rows, where `once`
+    and `twice` count the categories met once and twice (Good 1953, Biometrika 40), with a variance of about
+    (once + 2 twice) / rows**2 (Esty 1983, Annals of Statistics 11). A category that was missed by chance may come more
+    than once now; the count is brought down by its mean repetition. Gamma share and Poisson count: negative binomial.
     """
     if unseen <= 0 or reference_rows <= 0:
         return 1.0
-    repeat = max(1.0, current_rows / reference_rows)
-    count, rows = math.floor(unseen / repeat), current_rows / repeat
-    return float(special.betainc(count, singletons + 1, rows / (reference_rows + rows))) if count else 1.0
+    repeat = 1 + 2 * (twice + 1) / (once + 1) * current_rows / reference_rows
+    expected = current_rows * (once + 1) / reference_rows / repeat
+    shape = (once + 1) ** 2 / (once + 2 * twice + 1)
+    return float(special.betainc(unseen / repeat, shape, expected / (shape + expected)))
 
 
-def merge(reference: Counts, current: Counts) -> tuple[Vector, Vector]:
+def merge(reference: Counts, current: Counts, part: float | None = None) -> tuple[Vector, Vector]:
     """Join neighbouring cells until each expects MIN_EXPECTED rows in the smaller sample.
 
     Only the pooled counts decide what is joined: under the null they do not know which sample a row is from, so the
-    tests after it keep their level.
+    tests after it keep their level. `part` is the smaller sample's part of all rows (None: these cells are all).
     """
     p, q = np.asarray(reference, float), np.asarray(current, float)
     total = float(p.sum() + q.sum())
     if total <= 0:
         return np.zeros(1), np.zeros(1)
-    part = min(float(p.sum()), float(q.sum())) / total
+    if part is None:
+        part = min(float(p.sum()), float(q.sum())) / total
     joined: list[tuple[float, float]] = []
     open_p = open_q = 0.0
     for one_p, one_q in zip(p, q, strict=True):
@@ -167,11 +169,9 @@ def merge(reference: Counts, current: Counts) -> tuple[Vector, Vector]:
         if (open_p + open_q) * part >= MIN_EXPECTED:
             joined.append((open_p, open_q))
             open_p = open_q = 0.0
-    if joined and open_p + open_q > 0:
-        last_p, last_q = joined.pop()
+    if open_p + open_q > 0:
+        last_p, last_q = joined.pop() if joined else (0.0, 0.0)
         joined.append((last_p + open_p, last_q + open_q))
-    elif not joined:
-        joined.append((open_p, open_q))
     cells = np.asarray(joined, float)
     return cells[:, 0], cells[:, 1]
 

@@ -1,0 +1,201 @@
+"""Drift: surprising and big enough, at a known rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perennial.decisions import drift
+from perennial.errors import EvidenceError
+from perennial.records import ColumnProfile, Decision, DriftEvidence, Profile, Verdict
+from perennial.specs import Monitoring
+
+POLICY = Monitoring()
+
+
+def numeric(counts: Sequence[int], nulls: int = 0) -> ColumnProfile:
+    edges = tuple(float(k) for k in range(len(counts) - 1))
+    return ColumnProfile("numeric", tuple(counts), nulls, edges=edges)
+
+
+def categorical(counts: Sequence[int], unseen: int = 0, nulls: int = 0) -> ColumnProfile:
+    names = tuple(f"c{k:03d}" for k in range(len(counts)))
+    return ColumnProfile("categorical", (*counts, unseen), nulls, categories=names)
+
+
+def judge(
+    reference: dict[str, ColumnProfile], current: dict[str, ColumnProfile], policy: Monitoring = POLICY
+) -> Decision:
+    rows = [next((c.rows for c in side.values()), 0) for side in (reference, current)]
+    return drift.decide(DriftEvidence("p", Profile(rows[0], reference), Profile(rows[1], current)), policy)
+
+
+def test_the_threshold_follows_from_both_sample_sizes() -> None:
+    assert drift.psi_threshold(10_000, 100, 10, 1, 0.01, 0.0) == pytest.approx(0.219, abs=5e-4)
+    assert drift.psi_threshold(10_000, 10_000, 10, 1, 0.01, 0.0) == pytest.approx(0.00433, abs=5e-5)
+
+
+def test_the_threshold_rises_with_the_number_of_columns_and_never_falls_below_the_floor() -> None:
+    one, twenty = (drift.psi_threshold(10_000, 1000, 10, columns, 0.01, 0.0) for columns in (1, 20))
+    assert twenty > one
+    assert drift.psi_threshold(10**6, 10**6, 10, 1, 0.01, 0.02) == 0.02
+
+
+def test_a_threshold_without_rows_is_refused() -> None:
+    with pytest.raises(EvidenceError, match="0 reference rows"):
+        drift.psi_threshold(0, 100, 10, 1, 0.01, 0.02)
+
+
+def test_the_same_distribution_is_stable() -> None:
+    decision = judge({"x": numeric([1000] * 10)}, {"x": numeric([100] * 10)})
+    assert decision.verdict is Verdict.STABLE
+
+
+def test_a_shift_of_a_quarter_standard_deviation_is_found_at_a_thousand_rows() -> None:
+    rng = np.random.default_rng(3)
+    edges = np.quantile(rng.normal(size=10_000), np.linspace(0.1, 0.9, 9))
+    found = 0
+    for _ in range(100):
+        moved = np.bincount(np.searchsorted(edges, rng.normal(0.25, 1, 1000)), minlength=10).tolist()
+        others = {f"still{k}": numeric([1000] * 10) for k in range(19)}
+        current = {f"still{k}": numeric([100] * 10) for k in range(19)}
+        decision = judge({**others, "x": numeric([1000] * 10)}, {**current, "x": numeric(moved)})
+        found += decision.statistics["drifted"] == ["x"]
+    assert found >= 90
+
+
+def test_a_change_that_is_certain_but_tiny_is_not_drift() -> None:
+    reference = [500_000, 500_000]
+    current = [495_000, 505_000]
+    decision = judge({"x": numeric(reference)}, {"x": numeric(current)})
+    column = decision.statistics["columns"]["x"]
+    assert column["p_value"] < 1e-9
+    assert column["psi"] < POLICY.min_psi
+    assert decision.verdict is Verdict.STABLE
+
+
+def test_missing_values_are_a_change_even_where_the_rest_is_the_same() -> None:
+    decision = judge({"x": numeric([1000] * 10, 10)}, {"x": numeric([90] * 10, 100)})
+    assert decision.verdict is Verdict.DRIFTED
+    tests = decision.statistics["columns"]["x"]["tests"]
+    assert min(tests, key=tests.get) == "missing"
+
+
+def test_a_category_that_was_never_seen_is_a_change() -> None:
+    decision = judge({"x": categorical([5000, 5000])}, {"x": categorical([480, 470], unseen=50)})
+    assert decision.verdict is Verdict.DRIFTED
+    tests = decision.statistics["columns"]["x"]["tests"]
+    assert tests["unseen"] < 1e-9
+
+
+def test_a_few_unseen_rows_are_expected_where_the_reference_has_many_rare_categories() -> None:
+    rare = categorical([200, 100] + [1] * 100)
+    decision = judge({"x": rare}, {"x": categorical([50, 25] + [0] * 100, unseen=25)})
+    assert decision.verdict is Verdict.STABLE
+
+
+def test_five_points_more_of_one_category_are_found_at_a_thousand_rows() -> None:
+    decision = judge(
+        {"x": categorical([1000] * 10)}, {"x": categorical([150] + [95] * 8 + [90])}, Monitoring(min_psi=0.01)
+    )
+    assert decision.verdict is Verdict.DRIFTED
+
+
+@pytest.mark.parametrize("rows", [0, 99])
+def test_too_few_rows_cannot_tell(rows: int) -> None:
+    decision = judge({"x": numeric([1000, 1000])}, {"x": numeric([rows, 0])})
+    assert decision.verdict is Verdict.CANNOT_TELL
+
+
+def test_no_columns_cannot_tell() -> None:
+    assert judge({}, {}).verdict is Verdict.CANNOT_TELL
+
+
+def test_an_all_null_column_is_drift_and_no_crash() -> None:
+    decision = judge({"x": numeric([500, 500])}, {"x": numeric([0, 0], 500)})
+    assert decision.verdict is Verdict.DRIFTED
+
+
+def test_profiles_with_other_bins_are_refused() -> None:
+    with pytest.raises(EvidenceError, match="bins"):
+        judge({"x": numeric([500, 500])}, {"x": numeric([500, 300, 200])})
+
+
+def test_profiles_with_other_columns_are_refused() -> None:
+    with pytest.raises(EvidenceError, match="'y'"):
+        judge({"x": numeric([500, 500])}, {"y": numeric([500, 500])})
+
+
+def test_a_column_that_lost_rows_is_refused() -> None:
+    both = {"x": numeric([500, 500])}
+    with pytest.raises(EvidenceError, match="900 rows"):
+        drift.decide(DriftEvidence("p", Profile(900, both), Profile(1000, both)), POLICY)
+
+
+def test_a_number_that_no_rule_can_judge_is_refused() -> None:
+    good = numeric([500, 500])
+    for bad in (replace(good, total=math.nan), replace(good, nulls=-1), replace(good, total_squared=math.inf)):
+        with pytest.raises(EvidenceError, match="x"):
+            judge({"x": good}, {"x": bad})
+
+
+counts = st.lists(st.integers(0, 400), min_size=2, max_size=12)
+
+
+@given(counts, st.integers(0, 50), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_the_table_a_person_reads_agrees_with_the_verdict(values: list[int], nulls: int, random: object) -> None:
+    other = values[::-1]
+    reference = {"n": numeric([v + 20 for v in values], nulls), "c": categorical([v + 20 for v in values], 0, nulls)}
+    current = {"n": numeric([v + 20 for v in other], 0), "c": categorical([v + 20 for v in other], 0, 0)}
+    decision = judge(reference, current, Monitoring(min_rows=1))
+    columns = decision.statistics["columns"]
+    assert all(column["drifted"] == (column["psi"] > column["threshold"]) for column in columns.values())
+    assert (decision.verdict is Verdict.DRIFTED) == any(column["drifted"] for column in columns.values())
+    share = decision.thresholds["p_value"]
+    for column in columns.values():
+        if column["drifted"]:
+            assert column["p_value"] <= share * (1 + 1e-9)
+
+
+@given(counts, counts)
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_the_columns_does_not_matter(one: list[int], two: list[int]) -> None:
+    reference = {"a": numeric([200] * len(one)), "b": numeric([200] * len(one))}
+    scale = sum(one) + 1
+    current = {"a": numeric([*one[:-1], one[-1] + 1]), "b": numeric([scale, *([0] * (len(one) - 1))])}
+    forth = judge(reference, current, Monitoring(min_rows=1))
+    back = judge(dict(reversed(reference.items())), dict(reversed(current.items())), Monitoring(min_rows=1))
+    assert (forth.verdict, forth.statistics, forth.reasons) == (back.verdict, back.statistics, back.reasons)
+
+
+@pytest.mark.parametrize("rows", [100, 1000, 10_000])
+def test_a_stationary_batch_of_twenty_mixed_columns_alarms_at_the_nominal_rate(rows: int) -> None:
+    """Nominal 1 %; 150 batches without a floor: 6 alarms or more have a chance of 0.4 % at the nominal rate."""
+    rng = np.random.default_rng(rows)
+    shapes = [
+        np.full(10, 0.1),
+        np.array([0.6, *[0.08] * 5]),
+        rng.dirichlet(np.ones(6)),
+        1 / np.arange(1, 51) / np.sum(1 / np.arange(1, 51)),
+    ]
+    kinds = [(shapes[k % 4], k % 4 > 1, 0.05 * (k % 3)) for k in range(20)]
+
+    def draw(total: int) -> dict[str, ColumnProfile]:
+        drawn = {}
+        for k, (shape, is_category, null_share) in enumerate(kinds):
+            nulls = int(rng.binomial(total, null_share))
+            values = rng.multinomial(total - nulls, shape).tolist()
+            drawn[f"{k:02d}"] = categorical(values, 0, nulls) if is_category else numeric(values, nulls)
+        return drawn
+
+    alarms = sum(
+        judge(draw(10_000), draw(rows), Monitoring(min_psi=0.0)).verdict is Verdict.DRIFTED for _ in range(150)
+    )
+    assert alarms <= 5

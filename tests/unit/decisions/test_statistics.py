@@ -1,0 +1,107 @@
+"""The tests that the rules are made of, checked against what is known about them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from perennial.decisions import statistics
+from perennial.errors import EvidenceError
+from perennial.records import LossSum, PairedSum
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.data())
+@settings(max_examples=80, deadline=None)
+def test_a_change_of_share_is_fishers_exact_tail_doubled(old_rows: int, new_rows: int, data: st.DataObject) -> None:
+    old, new = data.draw(st.integers(0, old_rows)), data.draw(st.integers(0, new_rows))
+    law = stats.hypergeom(old_rows + new_rows, old + new, new_rows)
+    expected = min(1.0, 2 * min(law.cdf(new), law.sf(new - 1)))
+    found = statistics.share_change(old, old_rows, new, new_rows)
+    # about the centre both tails exceed a half, and either may be the one that is summed
+    assert found == pytest.approx(expected, rel=1e-6) or min(found, expected) > 0.9
+
+
+def test_the_moments_of_the_homogeneity_test_hold_for_uneven_cells() -> None:
+    rng = np.random.default_rng(5)
+    shape = np.array([0.6, 0.2, 0.1, 0.05, 0.05])
+    found = [statistics.homogeneity(rng.multinomial(1000, shape), rng.multinomial(200, shape)) for _ in range(2000)]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.016)
+    assert np.mean(np.array(found) <= 0.01) == pytest.approx(0.01, abs=0.008)
+
+
+def test_psi_is_zero_for_equal_shares_and_finite_for_empty_cells() -> None:
+    assert statistics.psi([100, 100], [100, 100]) == 0
+    assert math.isfinite(statistics.psi([100, 0], [0, 100]))
+
+
+def test_the_mean_of_few_clusters_has_few_degrees_of_freedom() -> None:
+    pairs = [PairedSum(f"d{k}", 100, 50.0, 50.0 + d, d, d * d) for k, d in enumerate((1.0, 2.0, 3.0))]
+    estimate = statistics.clustered(pairs)
+    assert estimate is not None
+    assert estimate.degrees == 2
+    assert estimate.mean == pytest.approx(0.02)
+    assert estimate.error == pytest.approx(0.01 / math.sqrt(3))
+    assert estimate.upper(0.05) == pytest.approx(0.02 + 2.919986 * 0.01 / math.sqrt(3))
+
+
+def test_one_cluster_has_no_error() -> None:
+    assert statistics.clustered([PairedSum("d", 100, 1.0, 2.0, 1.0, 1.0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([PairedSum("a", 2, 1.0, 2.0, 0.5, 1.0)], "difference 0.5"),
+        ([PairedSum("a", 2, 1.0, 3.0, 2.0, 1.0)], "sum of squares"),
+        ([PairedSum("a", 2, 1.0, 1.0, 0.0, 1.0)] * 2, "stands twice"),
+    ],
+)
+def test_sums_that_no_rows_can_have_are_refused(pairs: list[PairedSum], words: str) -> None:
+    with pytest.raises(EvidenceError, match=words):
+        statistics.check_pairs(pairs, "gate")
+
+
+def test_holm_is_stricter_than_no_adjustment_and_milder_than_bonferroni() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+
+
+def test_a_loss_error_needs_two_rows() -> None:
+    assert statistics.loss_error(LossSum(1, 3.0, 9.0)) == 0
+    assert statistics.loss_error(LossSum(4, 4.0, 8.0)) == pytest.approx(math.sqrt(4 / 3 / 4))
+
+
+def test_one_look_with_all_alpha_has_the_textbook_boundary() -> None:
+    assert statistics.spending_bounds([100.0], [0.05]) == pytest.approx([1.6449], abs=1e-3)
+
+
+def test_group_sequential_boundaries_spend_what_they_should() -> None:
+    """Five equal looks, Pocock-type spending: simulated Brownian paths cross as often as alpha says."""
+    information = [1.0, 2.0, 3.0, 4.0, 5.0]
+    spent = [statistics.spend(k / 5, 0.05) for k in range(1, 6)]
+    bounds = np.array(statistics.spending_bounds(information, spent))
+    steps = np.random.default_rng(2).normal(size=(40_000, 5))
+    z = np.cumsum(steps, axis=1) / np.sqrt(information)
+    assert np.mean((z >= bounds).any(axis=1)) == pytest.approx(0.05, abs=0.004)
+    assert spent[-1] == pytest.approx(0.05)
+
+
+def test_the_mixture_bound_holds_at_all_looks_together() -> None:
+    rng = np.random.default_rng(4)
+    sums = np.cumsum(rng.normal(size=(2000, 1000)), axis=1)
+    bound = np.array([statistics.mixture_bound(rows, 0.05, 300) for rows in range(1, 1001)])
+    assert np.mean((sums >= bound).any(axis=1)) <= 0.05
+
+
+def test_the_spread_of_partitions_is_not_widened_by_one_change_of_level() -> None:
+    rng = np.random.default_rng(6)
+    calm = rng.normal(0.5, 0.01, 30)
+    stepped = calm + np.where(np.arange(30) < 15, 0.0, 0.5)
+    errors = [0.0] * 30
+    before, after = (statistics.partition_spread(list(x), errors, 0.01, 6) for x in (calm, stepped))
+    assert before == pytest.approx(0.01, rel=0.4)
+    assert after == pytest.approx(before, rel=0.4)
