@@ -42,7 +42,15 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             get_current_context()["outlet_events"][health(spec)].extra = measured
             return measured
 
-        monitor()
+        # for people, and slow: the sensor does not wait for it, and its failure stops nothing
+        @task(execution_timeout=timedelta(hours=1))
+        def report() -> dict[str, Any]:
+            from perennial.loop import monitor
+
+            with deed(spec) as at:
+                return monitor.report(spec, at.stores, at.partition, settings=at.settings)
+
+        monitor() >> report()
     return dag
 
 

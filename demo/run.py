@@ -162,7 +162,7 @@ def _live_one_week(
     before = stores.ledger.deployment(MODEL)
     if _ended(airflow, f"{MODEL}_score", partition=partition.key)["state"] == "failed":
         return _what_refused(stores, partition)
-    _ended(airflow, f"{MODEL}_monitor", partition=partition.key)
+    # the sensor follows the monitor's health record; the report for people may still be drawn
     sensor = _ended(airflow, f"{MODEL}_drift_sensor", partition=partition.key)
     event = "scored"
     if before is not None and before.rollout_id is not None:
