@@ -168,14 +168,15 @@ def replay(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
 ) -> None:
     """Live through a model's history without Airflow: what the policy would have done, and gained."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from perennial import replay as history
-
+    # first what may be wrong, then ten seconds of imports
     spec, settings = shell.spec_of(model), shell.settings_now()
     if json_file is not None and not json_file.resolve().parent.is_dir():
         msg = f"{json_file}: its folder does not exist. Make it, or name another file."
         raise typer.BadParameter(msg)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from perennial import replay as history
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=shell.console(stderr=True)) as bar:
         task = bar.add_task("first champion", total=None)
