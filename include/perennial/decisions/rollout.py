@@ -108,10 +108,7 @@ class _Look:
         champion = math.fsum(pair.champion for pair in every) / rows if rows else 0.0
         squares = math.fsum(pair.difference_squared for pair in every)
         variance = max(0.0, squares - rows * mean**2) / (rows - 1) if rows > 1 else 0.0
-        excess = 1.0
-        if variance > 0 and len(every) > 1:
-            seen = math.fsum((p.difference - mean * p.rows) ** 2 / (variance * p.rows) for p in every)
-            excess = max(1.0, (seen + _SPREAD_PRIOR) / (len(every) - 1 + _SPREAD_PRIOR))
+        excess = _excess(pairs, variance)
         bar = 0.0 if evidence.strategy == "ab" else policy.margin * abs(champion)
         found: dict[str, Json] = {
             "stage": stages[-1].stage,
@@ -149,6 +146,23 @@ class _Look:
         self.found[f"{name}_harm"], self.found[f"{name}_harm_lower"] = mean, lower
         self.limits[f"{name}_harm"], self.limits[f"{name}_alpha"] = floor, alpha
         return rows >= _MIN_GUARD_ROWS and lower > 0 and mean >= floor
+
+
+def _excess(stages: tuple[tuple[PairedSum, ...], ...], variance: float) -> float:
+    """How much more the partitions of a stage vary than their rows explain; 1 where they do not.
+
+    Within stages only: harm that begins with a later stage is a difference between stages, and must not widen the error
+    that it is judged by. Pearson's dispersion, drawn towards 1. Source: McCullagh and Nelder (1989), section 4.5.
+    """
+    seen, degrees = 0.0, 0
+    for pairs in stages:
+        rows = sum(pair.rows for pair in pairs)
+        if len(pairs) < 2 or variance <= 0:  # noqa: PLR2004 - one partition does not vary
+            continue
+        mean = math.fsum(pair.difference for pair in pairs) / rows
+        seen += math.fsum((pair.difference - mean * pair.rows) ** 2 / (variance * pair.rows) for pair in pairs)
+        degrees += len(pairs) - 1
+    return max(1.0, (seen + _SPREAD_PRIOR) / (degrees + _SPREAD_PRIOR))
 
 
 def _loss_harm(look: _Look) -> list[str]:
