@@ -155,7 +155,8 @@ def take_snapshot(
         as_of=as_of,
         rows=table.num_rows,
         digest=digest_of(table),
-        holdout_start=end - spec.training.holdout,
+        # a window shorter than two holdouts (a change that is young) is halved
+        holdout_start=max(end - spec.training.holdout, start + (end - start) / 2),
     )
     return snapshot, table.to_pandas()
 

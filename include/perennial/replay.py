@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perennial import intake, training
-from perennial.errors import BatchError, PerennialError, SourceError
+from perennial.errors import BatchError, PerennialError, SourceError, TrainingError
 from perennial.loop import drift_sensor, monitor, retrain, rollout, score
 from perennial.measures import quality
 from perennial.records import Partition, RunLink, Verdict
@@ -176,8 +176,14 @@ def _live(spec: ModelSpec, stores: Stores, partition: Partition, report: Replay,
     if verdict["verdict"] != Verdict.RETRAIN:
         return event
     report.retrain_log.append(Retrain(partition.key, str(verdict["trigger"]), verdict["reason"]))
-    gate = _retrain(spec, stores, as_of, run, verdict["reason"], verdict["change_partition"], settings)
     log = report.retrain_log[-1]
+    try:
+        gate = _retrain(spec, stores, as_of, run, verdict["reason"], verdict["change_partition"], settings)
+    except TrainingError as error:
+        # as in production: the run fails, people are told, the loop goes on with the champion
+        retrain.abandon(spec, stores, as_of=as_of, run=run, reason=str(error))
+        log.outcome = f"{type(error).__name__}: {error}"
+        return f"RETRAIN ({log.trigger}): {type(error).__name__}"
     log.outcome, log.version = gate["verdict"], gate["version"]
     if gate["version"] is not None:
         rollout_id = f"rollout-{partition.key}"

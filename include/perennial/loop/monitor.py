@@ -344,7 +344,7 @@ def _scoring_entry(spec: ModelSpec, stores: Stores, key: str) -> LedgerEntry:
 
 
 def _predictions(spec: ModelSpec, stores: Stores, partition: Partition, run_id: str) -> pa.Table:
-    columns = [*spec.entity, spec.event_time, "prediction", "model_version", "run_id"]
+    columns = [*dict.fromkeys([*spec.entity, spec.event_time]), "prediction", "model_version", "run_id"]
     if spec.task == "multiclass":
         columns.append("probabilities")
     rows = stores.lake.scan(

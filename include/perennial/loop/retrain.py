@@ -80,7 +80,7 @@ def freeze(
             key=f"skip:{run.run_id}",
         )
         raise LeaseTaken(msg)
-    with _lease_freed_on_error(spec, stores, run):
+    with _abandoned_on_error(spec, stores, as_of, run):
         first = spec.training.first_moment(spec.schedule.zone)
         if deployment is None:
             intake.accept_history(
@@ -88,9 +88,7 @@ def freeze(
             )
             intake.collect_labels(spec, stores, first, as_of, as_of=as_of, settings=settings)
         end = as_of - spec.label.delay
-        snapshot, _ = intake.take_snapshot(
-            spec, stores, start=_window_start(spec, first, end, change_partition), end=end, as_of=as_of
-        )
+        snapshot = _take_snapshot(spec, stores, first, end, as_of, change_partition)
         if snapshot.rows < spec.training.min_rows:
             msg = (
                 f"{spec.name!r} has {snapshot.rows} labelled rows in [{snapshot.start.isoformat()}, "
@@ -343,21 +341,27 @@ def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, prediction: np.ndarr
     return replace(features, columns={**features.columns, **output.columns})
 
 
-def _window_start(spec: ModelSpec, first: datetime, end: datetime, change_partition: str | None) -> datetime:
+def _take_snapshot(
+    spec: ModelSpec, stores: Stores, first: datetime, end: datetime, as_of: datetime, change_partition: str | None
+) -> Snapshot:
+    """Rows of the spec's window. Where too few have come since a change, the window reaches back behind it."""
     window = spec.training.window
+    widest = first if window.policy == "all" or window.last is None else max(first, end - window.last)
     if window.policy == "since_change" and change_partition is not None:
-        return max(first, spec.schedule.partition_of_key(change_partition).start)
-    if window.policy != "all" and window.last is not None:
-        return max(first, end - window.last)
-    return first
+        start = max(first, spec.schedule.partition_of_key(change_partition).start)
+        if start < end:
+            snapshot, _ = intake.take_snapshot(spec, stores, start=start, end=end, as_of=as_of)
+            if snapshot.rows >= spec.training.min_rows:
+                return snapshot
+    return intake.take_snapshot(spec, stores, start=widest, end=end, as_of=as_of)[0]
 
 
 @contextmanager
-def _lease_freed_on_error(spec: ModelSpec, stores: Stores, run: RunLink) -> Iterator[None]:
+def _abandoned_on_error(spec: ModelSpec, stores: Stores, as_of: datetime, run: RunLink) -> Iterator[None]:
     try:
         yield
-    except BaseException:
-        stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
+    except BaseException as error:
+        abandon(spec, stores, as_of=as_of, run=run, reason=f"{type(error).__name__}: {error}")
         raise
 
 

@@ -47,6 +47,9 @@ def open_rollout(
                 f"{rollout_id} of version {version} cannot start. Wait for it, or `perennial rollback {spec.name}`."
             )
             raise LedgerError(msg)
+        if version == now.champion:
+            msg = f"version {version} of {spec.name!r} is the champion already; a rollout needs another version."
+            raise LedgerError(msg)
         artifact = stores.registry.version(spec.name, version).artifact_digest
         after = Deployment(
             model=spec.name,

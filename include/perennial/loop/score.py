@@ -127,7 +127,7 @@ def prediction_schema(spec: ModelSpec) -> pa.Schema:
     """Columns of `predictions`; `prediction` is P(positive), the value, or the class (then with `probabilities`)."""
     return pa.schema(
         [
-            *[pa.field(name, pa.string()) for name in spec.entity],
+            *[pa.field(name, pa.string()) for name in _names(spec)],
             pa.field(spec.event_time, pa.timestamp("us", tz="UTC")),
             pa.field("partition", pa.string()),
             *prediction_field(spec),
@@ -200,6 +200,7 @@ def _scored(
         tally.errors.update(errors)
         rows = batch.num_rows
         entities = [_text(batch.column(name)) for name in spec.entity]
+        names = [_text(batch.column(name)) for name in _names(spec)]
         assigned = {deployment.champion: np.ones(rows, dtype=bool)}
         served = dict(assigned)
         if deployment.challenger is not None:
@@ -220,7 +221,7 @@ def _scored(
             )
             yield pa.RecordBatch.from_arrays(
                 [
-                    *entities,
+                    *names,
                     batch.column(spec.event_time),
                     _constant(partition.key, rows),
                     *arrays,
@@ -234,9 +235,14 @@ def _scored(
             )
 
 
+def _names(spec: ModelSpec) -> list[str]:
+    """Entity columns that are text; a time may be (part of) the entity too, and stands in the table once."""
+    return [name for name in spec.entity if name != spec.event_time]
+
+
 def _text(column: pa.Array) -> pa.Array:
-    """An entity that is a feature too comes dictionary encoded; the table holds plain text."""
-    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+    """An entity as text: one that is a feature comes dictionary encoded, one that is the event time as a time."""
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
 
 
 def _constant(value: str, rows: int) -> pa.Array:
@@ -261,7 +267,14 @@ def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink
     rows = stores.lake.scan(
         "predictions",
         spec.name,
-        columns=[*spec.entity, "model_version", "variant", "served", "run_id", "prediction"],
+        columns=[
+            *dict.fromkeys([*spec.entity, spec.event_time]),
+            "model_version",
+            "variant",
+            "served",
+            "run_id",
+            "prediction",
+        ],
         since=partition.key,
         before=partition.bound,
     ).read_all()
@@ -276,7 +289,7 @@ def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink
     tally = _Tally(deployment, backfill=False)
     for version in tally.assigned:
         own = rows.filter(pc.equal(rows["model_version"], version))
-        mine = assign([own[n].combine_chunks() for n in spec.entity], deployment.salt, deployment.split)
+        mine = assign([_text(own[n].combine_chunks()) for n in spec.entity], deployment.salt, deployment.split)
         assigned = mine if version == deployment.challenger else ~mine
         tally.add(
             version,
