@@ -107,7 +107,9 @@ def retrain_dag(spec: ModelSpec) -> DAG:
         frozen = freeze()
         mlflow_run_id = train(frozen)
         judged = gate(frozen, mlflow_run_id)
-        [frozen, mlflow_run_id, judged, start_rollout(judged)] >> abandon()
+        # `start_rollout` stays a last task of its own: its state, or what it inherits, is the state of the run
+        start_rollout(judged)
+        [frozen, mlflow_run_id, judged] >> abandon()
     return dag
 
 

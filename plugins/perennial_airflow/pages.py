@@ -48,7 +48,7 @@ def make_app() -> FastAPI:
     @app.get("/status", response_class=HTMLResponse)
     def all_models() -> str:
         settings = wiring.settings()
-        ledger = wiring.open_ledger(settings)
+        ledger = wiring.open_ledger(settings.ledger_url)
         good, bad = load_specs()
         models = [summary(spec, ledger) for spec in good.values()]
         errors = [str(error) for error in bad.values()]
@@ -60,7 +60,7 @@ def make_app() -> FastAPI:
         spec = load_specs()[0].get(model)
         if spec is None:
             raise HTTPException(404, f"no model {model!r} with a good spec")
-        ledger = wiring.open_ledger(settings)
+        ledger = wiring.open_ledger(settings.ledger_url)
         detail = {
             "spec": spec,
             "decisions": decisions(spec, ledger),

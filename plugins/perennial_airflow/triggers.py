@@ -35,7 +35,7 @@ class EvidenceTrigger(BaseTrigger):
         """Look at the ledger every `poke_seconds` until its marker differs from the one seen."""
         from perennial.loop import rollout
 
-        ledger = await sync_to_async(lambda: wiring.open_ledger(wiring.settings()))()
+        ledger = await sync_to_async(lambda: wiring.open_ledger(wiring.settings().ledger_url))()
         failed = 0
         while True:
             try:

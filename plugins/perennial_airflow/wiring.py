@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseHook, get_current_context
@@ -152,11 +152,13 @@ def settings() -> Settings:
     return Settings().model_copy(update=found)
 
 
-def open_ledger(settings: Settings) -> Ledger:
-    """The ledger alone, for what only looks."""
-    from perennial.stores.open import open_stores
+@cache
+def open_ledger(url: str) -> Ledger:
+    """The ledger alone, for what only looks: the triggerer and the pages. One a process; imports no other store."""
+    from perennial.stores.ledger import SqlLedger, make_engine, upgrade
 
-    return open_stores(settings).ledger
+    upgrade(url)
+    return SqlLedger(make_engine(url))
 
 
 def connection(conn_id: str) -> Connection | None:

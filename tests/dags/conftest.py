@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from perennial.specs import load_specs
+
 
 @pytest.fixture(scope="session")
 def _airflow_database() -> None:
@@ -41,16 +43,21 @@ def dagbag(_airflow_database: None) -> Any:
 
 
 @pytest.fixture
-def run_dag(_airflow_database: None) -> Callable[..., dict[str, Any]]:
-    """Run a DAG as the scheduler would, task after task, without retries; the state of every task by its id."""
+def run_dag(_airflow_database: None, load_dag_file: Callable[[str], Any]) -> Callable[..., dict[str, Any]]:
+    """Run a workflow of `flight_delay` as the scheduler would, task after task, without retries.
 
-    def run(dag: Any, *, partition_key: str | None = None, conf: dict[str, Any] | None = None) -> dict[str, Any]:
+    Returns every task's state by its id, and `run` and `run_id`. The DAG is made anew for each run, as it is for each
+    task in real life: Airflow writes a run's parameters into it.
+    """
+
+    def run(workflow: str, *, partition_key: str | None = None, conf: dict[str, Any] | None = None) -> dict[str, Any]:
         from airflow.sdk.definitions.dag import _run_task
         from airflow.serialization.serialized_objects import DagSerialization
         from airflow.settings import Session
         from airflow.utils.state import DagRunState, TaskInstanceState
         from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
+        dag = getattr(load_dag_file(workflow), f"{workflow}_dag")(load_specs({})[0]["flight_delay"])
         for task in dag.tasks:
             task.retries = 0
         scheduled = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
@@ -66,6 +73,7 @@ def run_dag(_airflow_database: None) -> Callable[..., dict[str, Any]]:
             partition_key=partition_key,
             session=session,
         )
+        idle_passes = 0
         while found.state == DagRunState.RUNNING:
             session.expire_all()
             ready, _ = found.update_state(session=session)
@@ -73,6 +81,10 @@ def run_dag(_airflow_database: None) -> Callable[..., dict[str, Any]]:
                 ti.try_number += 1
                 ti.state = TaskInstanceState.SCHEDULED
             session.commit()
+            idle_passes = 0 if ready else idle_passes + 1
+            if idle_passes > len(dag.tasks) + 1:
+                waiting = {ti.task_id: str(ti.state) for ti in found.get_task_instances(session=session)}
+                pytest.fail(f"the scheduler would wait for ever: {waiting}")
             for ti in ready:
                 _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=True)
         states = {ti.task_id: str(ti.state) for ti in found.get_task_instances(session=session)}
@@ -115,8 +127,6 @@ def load_dag_file(project: Any) -> Callable[[str], Any]:
 @pytest.fixture
 def human_rollout(load_dag_file: Callable[[str], Any]) -> Any:
     """The rollout DAG of a model whose spec asks for a person's approval."""
-    from perennial.specs import load_specs
-
     spec = load_specs()[0]["flight_delay"]
     asked = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"approval": "human"})})
     return load_dag_file("rollout").rollout_dag(asked)

@@ -116,7 +116,7 @@ def test_a_task_parses_the_dag_of_its_own_model_only(monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_carries_the_key_of_the_batch_that_has_just_ended(dagbag: Any) -> None:
-    """The timetable's keys are those of `schedule.partitions`, in the schedule's own time zone, summer time included."""
+    """The timetable's keys are those of `schedule.partitions`, in the schedule's time zone, summer time included."""
     from airflow.serialization.serialized_objects import DagSerialization
 
     spec = load_specs()[0]["flight_delay"]
