@@ -325,7 +325,7 @@ def _blocks(evidence: RetrainingEvidence, policy: specs.Retraining, history: Ret
     """What forbids a retrain now, whatever asks for one."""
     blocks: list[str] = []
     past = _by_time(history)
-    if evidence.in_flight or any(p.outcome == "running" for p in past):
+    if evidence.in_flight:
         blocks.append("a retrain or a rollout of this model is under way: one at a time")
     if evidence.quarantined:
         blocks.append("a partition is quarantined: bad data are mended, not learnt")

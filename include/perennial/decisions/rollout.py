@@ -6,8 +6,9 @@ Three questions, in this order:
    always-valid one-sided test (`statistics.mixture_bound`) may be looked at as often as one likes; `alpha` is split
    over the three guardrails. ROLL_BACK where the test rejects and the harm is as big as the margin.
 2. Is the experiment sound? Served rows must split as planned (chi-square at a tiny alpha), or it HOLDs.
-3. Enough evidence? Null: the challenger is worse by `margin` of the champion's loss or more. Group-sequential
-   (Lan-DeMets) over the looks of a stage. Rejected: ADVANCE, at the last stage PROMOTE; else HOLD.
+3. Enough evidence? Null: the challenger is worse by `margin` of the champion's loss or more (`ab`: not better).
+   Group-sequential (Lan-DeMets) over the looks of a stage, on all paired rows so far. Rejected: ADVANCE, at the last
+   stage PROMOTE; else HOLD.
 
 Both versions score every row, so the loss is paired on the same rows. Assumes rows nearly independent given the pair;
 where partitions vary more than their rows explain, the error is widened by what they show.
@@ -37,24 +38,13 @@ _MIN_GUARD_ROWS = 50
 _SPREAD_PRIOR = 3
 
 
-def plan(policy: specs.Rollout, strategy: str | None = None) -> tuple[float, ...]:
-    """Shares that the challenger serves, stage by stage.
-
-    canary: the spec's stages. blue_green: 0 (warm beside the champion), then 1 (bake). shadow: 0 only, promoted at once
-    from there. ab: one stage at half, and the challenger must be better. all_at_once: 1, guarded until it has proved
-    itself.
-    """
-    plans = {"blue_green": (0.0, 1.0), "shadow": (0.0,), "ab": (0.5,), "all_at_once": (1.0,)}
-    return plans.get(strategy or policy.strategy, policy.stages)
-
-
 def decide(evidence: RolloutEvidence, policy: specs.Rollout, history: RolloutHistory) -> Decision:
     """ROLL_BACK, HOLD, ADVANCE, or PROMOTE from the last stage.
 
     `statistics["needs_person"]` is true where a HOLD will not resolve itself. A rollout once rolled back stays so.
 
     Raises:
-        EvidenceError: a number that cannot be judged, contradictory sums, an unknown strategy, or no stage.
+        EvidenceError: a number that cannot be judged, contradictory sums, or no stage.
     """
     evidence, history = settle(evidence), settle(history)
     look = _Look.of(evidence, policy)
@@ -82,7 +72,7 @@ class _Look:
     evidence: RolloutEvidence
     policy: specs.Rollout
     stages: tuple[StageEvidence, ...]
-    plan: tuple[float, ...]
+    steps: tuple[float, ...]
     #: paired sums of each stage, checked
     pairs: tuple[tuple[PairedSum, ...], ...]
     #: variance of one row's difference, widened where partitions vary more than their rows explain
@@ -93,9 +83,6 @@ class _Look:
     @classmethod
     def of(cls, evidence: RolloutEvidence, policy: specs.Rollout) -> _Look:
         where = f"rollout {evidence.rollout_id}"
-        if evidence.strategy not in {"canary", "blue_green", "shadow", "ab", "all_at_once"}:
-            msg = f"{where}: unknown strategy {evidence.strategy!r}. See rollout.strategy in the spec."
-            raise EvidenceError(msg)
         stages = tuple(sorted(evidence.stages, key=lambda stage: stage.stage))
         numbers = [stage.stage for stage in stages]
         if not stages or len(set(numbers)) < len(numbers):
@@ -124,7 +111,7 @@ class _Look:
             evidence,
             policy,
             stages,
-            plan(policy, evidence.strategy),
+            policy.steps,
             pairs,
             variance * excess,
             found,
@@ -133,7 +120,7 @@ class _Look:
 
     @property
     def planned_rows(self) -> float:
-        return float(max(_MIN_GUARD_ROWS, self.policy.min_rows * len(self.plan)))
+        return float(max(_MIN_GUARD_ROWS, self.policy.min_rows * len(self.steps)))
 
     def guard(self, name: str, total: float, variance: float, rows: float, floor: float) -> bool:
         """Is the sum `total` of excess harm over `rows` rows both beyond chance at any look, and `floor` a row or more?
@@ -254,6 +241,10 @@ def _conclude(
 ) -> tuple[Verdict, list[str], bool]:
     if harms or Verdict.ROLL_BACK in history.verdicts:
         return Verdict.ROLL_BACK, harms or ["this rollout was rolled back before; start a new one"], False
+    if look.evidence.strategy != look.policy.strategy:
+        broken.append(
+            f"began as {look.evidence.strategy}, the spec now says {look.policy.strategy}: finish or roll back"
+        )
     if broken:
         return Verdict.HOLD, broken, True
     rows, looks = look.found["stage_rows"], look.found["looks"]
@@ -265,7 +256,7 @@ def _conclude(
         if exhausted:
             waiting.append(f"{look.policy.max_partitions} partitions are used up: a person must decide")
         return Verdict.HOLD, waiting, exhausted
-    last = look.stages[-1].stage >= len(look.plan) - 1
+    last = look.stages[-1].stage >= len(look.steps) - 1
     reason = (
         f"loss differs by {look.found['difference']:+.5g}, shown to be below {look.limits['difference']:+.5g} "
         f"(z {look.found['z']:.2f}, {look.limits['z']:.2f} needed)"

@@ -1,0 +1,283 @@
+"""Retraining: harm, age and new rows are reasons; drift, missing labels and bad data are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perennial.decisions import retraining
+from perennial.errors import EvidenceError
+from perennial.records import (
+    Decision,
+    LossSum,
+    PastRetrain,
+    QualityPoint,
+    RetrainingEvidence,
+    RetrainingHistory,
+    Verdict,
+)
+from perennial.specs import Retraining
+
+POLICY = Retraining()
+NOW = datetime(2013, 6, 3, tzinfo=UTC)
+NONE = RetrainingHistory()
+WEEK = timedelta(days=7)
+
+
+def loss(mean: float, rows: int = 1000, spread: float = 0.4) -> LossSum:
+    """Rows with exactly this mean and standard deviation."""
+    return LossSum(rows, mean * rows, (spread**2 * (rows - 1) / rows + mean**2) * rows)
+
+
+def points(
+    means: Sequence[float], rows: int = 1000, kind: str = "realised", first: int = 0
+) -> tuple[QualityPoint, ...]:
+    width = 0.02 if kind == "estimated" else 0.0
+    keys = [(datetime(2013, 1, 7, tzinfo=UTC) + (first + k) * WEEK).strftime("%Y-%m-%dT00:00:00") for k in range(99)]
+    return tuple(
+        QualityPoint(key, loss(mean, rows), max(rows, 1), kind, width) for key, mean in zip(keys, means, strict=False)
+    )
+
+
+def evidence(quality: tuple[QualityPoint, ...] = (), **changes: object) -> RetrainingEvidence:
+    base = RetrainingEvidence(
+        partition="2013-06-03T00:00:00",
+        as_of=NOW,
+        champion="1",
+        admitted=loss(0.5, 3000),
+        quality=quality,
+        estimated=(),
+        drift_verdict="STABLE",
+        drifted_columns=(),
+        quarantined=False,
+        champion_trained_until=NOW - timedelta(days=60),
+        champion_rows=20_000,
+        new_rows=8000,
+        in_flight=False,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def decide(found: RetrainingEvidence, policy: Retraining = POLICY, history: RetrainingHistory = NONE) -> Decision:
+    return retraining.decide(found, policy, history)
+
+
+BAD = points([0.5, 0.5, 0.5, 0.7, 0.7])
+
+
+def test_lost_quality_retrains_from_the_change_point() -> None:
+    decision = decide(evidence(BAD))
+    assert decision.verdict is Verdict.RETRAIN
+    assert decision.statistics["trigger"] == "lost_quality"
+    assert decision.statistics["change_partition"] == BAD[3].partition
+
+
+def test_steady_quality_waits() -> None:
+    assert decide(evidence(points([0.5] * 8))).verdict is Verdict.WAIT
+
+
+def test_one_bad_partition_is_not_enough() -> None:
+    assert decide(evidence(points([0.5, 0.5, 0.5, 0.9]))).verdict is Verdict.WAIT
+
+
+def test_a_certain_loss_too_small_to_pay_waits() -> None:
+    slightly = points([0.52] * 8, rows=1_000_000)
+    assert decide(evidence(slightly, admitted=loss(0.5, 1_000_000))).verdict is Verdict.WAIT
+
+
+def test_a_slow_decline_is_measured_against_the_admitted_quality_not_against_yesterday() -> None:
+    decline = points([0.5 + 0.012 * k for k in range(16)], rows=5000)
+    assert decide(evidence(decline)).statistics["trigger"] == "lost_quality"
+
+
+def test_drift_alone_is_not_harm() -> None:
+    decision = decide(evidence(points([0.5] * 8), drift_verdict="DRIFTED", drifted_columns=("temp",)))
+    assert decision.verdict is Verdict.WAIT
+    assert "drift (temp) alone is not harm" in decision.reasons
+
+
+def test_drift_with_estimated_harm_retrains_where_labels_are_late() -> None:
+    late = points([0.7] * 3, kind="estimated", first=4)
+    found = evidence(points([0.5] * 4), estimated=late, drift_verdict="DRIFTED", drifted_columns=("temp",))
+    decision = decide(found)
+    assert decision.statistics["trigger"] == "estimated_harm"
+    assert decision.statistics["change_partition"] == late[0].partition
+    assert decide(replace(found, drift_verdict="STABLE")).verdict is Verdict.WAIT
+
+
+def test_missing_labels_are_never_a_reason_to_retrain() -> None:
+    unlabelled = tuple(QualityPoint(p.partition, LossSum(0, 0.0, 0.0), 1000) for p in points([0.0] * 3, first=2))
+    decision = decide(evidence(points([0.5] * 2) + unlabelled))
+    assert decision.verdict is Verdict.CANNOT_TELL
+    assert "labels" in decision.reasons[0]
+
+
+def test_nothing_judged_yet_cannot_tell() -> None:
+    assert decide(evidence()).verdict is Verdict.CANNOT_TELL
+
+
+def test_no_admitted_quality_cannot_tell() -> None:
+    assert decide(evidence(BAD, admitted=LossSum(0, 0.0, 0.0))).verdict is Verdict.CANNOT_TELL
+
+
+def test_nothing_new_to_learn_from_waits() -> None:
+    assert decide(evidence(BAD, new_rows=99), Retraining(max_age=WEEK)).verdict is Verdict.WAIT
+
+
+def test_old_data_retrain_on_schedule() -> None:
+    decision = decide(evidence(points([0.5] * 4)), Retraining(max_age=timedelta(days=59)))
+    assert decision.statistics["trigger"] == "schedule"
+    assert decision.statistics["change_partition"] is None
+    assert decide(evidence(points([0.5] * 4)), Retraining(max_age=timedelta(days=60))).verdict is Verdict.WAIT
+
+
+def test_enough_new_rows_retrain() -> None:
+    assert decide(evidence(points([0.5] * 4)), Retraining(new_rows=0.4)).statistics["trigger"] == "new_data"
+    assert decide(evidence(points([0.5] * 4)), Retraining(new_rows=0.41)).verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize("changes", [{"in_flight": True}, {"quarantined": True}])
+def test_nothing_retrains_while_another_does_or_bad_data_are_open(changes: dict[str, object]) -> None:
+    decision = decide(evidence(BAD, drift_verdict="DRIFTED", **changes), Retraining(max_age=WEEK, new_rows=0.1))
+    assert decision.verdict is Verdict.WAIT
+
+
+def past(days: float, outcome: str = "promoted", **changes: object) -> PastRetrain:
+    base = PastRetrain(NOW - timedelta(days=days), "lost quality", outcome)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_no_second_retrain_within_the_cooldown() -> None:
+    assert decide(evidence(BAD), history=RetrainingHistory((past(6.9),))).verdict is Verdict.WAIT
+    assert decide(evidence(BAD), history=RetrainingHistory((past(7.0),))).verdict is Verdict.RETRAIN
+
+
+def test_retrains_that_did_not_help_lengthen_the_cooldown_up_to_a_limit() -> None:
+    refused = [past(20 + k, "refused") for k in range(5, 0, -1)]
+    two = RetrainingHistory((past(30, "refused"), past(13, "refused")))
+    assert decide(evidence(BAD), history=two).verdict is Verdict.WAIT
+    assert decide(evidence(BAD), history=two).thresholds["cooldown_hours"] == 14 * 24
+    many = decide(evidence(BAD), history=RetrainingHistory(tuple(refused)))
+    assert many.thresholds["cooldown_hours"] == 28 * 24
+
+
+def test_a_retrain_whose_end_was_never_recorded_does_not_block_for_ever() -> None:
+    assert decide(evidence(BAD), history=RetrainingHistory((past(8, "running"),))).verdict is Verdict.RETRAIN
+
+
+def test_the_budget_is_kept() -> None:
+    policy = Retraining(budget=2, budget_window=timedelta(days=100))
+    spent = RetrainingHistory((past(90), past(50)))
+    assert decide(evidence(BAD), policy, spent).verdict is Verdict.WAIT
+    assert decide(evidence(BAD), policy, RetrainingHistory((past(101), past(50)))).verdict is Verdict.RETRAIN
+
+
+def test_a_change_is_followed_up_when_its_window_has_doubled() -> None:
+    change = {"trigger": "lost_quality", "change_partition": "2013-04-01T00:00:00"}
+    found = evidence(points([0.5] * 4), champion_rows=4000, new_rows=4000)
+    decision = decide(found, history=RetrainingHistory((past(30, **change),)))
+    assert decision.statistics["trigger"] == "follow_up"
+    assert decision.statistics["change_partition"] == "2013-04-01T00:00:00"
+    short = replace(found, new_rows=3999)
+    assert decide(short, history=RetrainingHistory((past(30, **change),))).verdict is Verdict.WAIT
+    follow = [past(30 - k, **{**change, "trigger": "follow_up"}) for k in range(3)]
+    assert decide(found, history=RetrainingHistory((past(60, **change), *follow))).verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"new_rows": -1},
+        {"admitted": LossSum(10, math.nan, 1.0)},
+        {"quality": (QualityPoint("p", LossSum(10, 5.0, 5.0), 9),)},
+        {"quality": (QualityPoint("p", loss(0.5), 1000),) * 2},
+        {"estimated": (QualityPoint("p", loss(0.5), 1000, "estimated", -0.1),)},
+        {"estimated": (QualityPoint("p", loss(0.5), 1000, "guessed"),)},
+    ],
+)
+def test_a_number_that_cannot_be_judged_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(EvidenceError):
+        decide(evidence(**changes))  # type: ignore[arg-type]
+
+
+@given(st.lists(st.floats(0.3, 0.9), min_size=1, max_size=12), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_the_order_in_which_labels_arrive_does_not_matter(means: list[float], random: object) -> None:
+    quality = list(points(means))
+    shuffled = list(quality)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, two = decide(evidence(tuple(quality))), decide(evidence(tuple(shuffled)))
+    assert (one.verdict, one.statistics, one.reasons) == (two.verdict, two.statistics, two.reasons)
+
+
+@given(
+    st.lists(st.floats(0.3, 0.9), max_size=8),
+    st.sampled_from(["STABLE", "DRIFTED", "CANNOT_TELL"]),
+    st.booleans(),
+    st.integers(0, 50_000),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_block_is_never_overruled(
+    means: list[float],
+    drifted: str,
+    flight: bool,
+    new: int,  # noqa: FBT001 - drawn by hypothesis
+) -> None:
+    found = evidence(points(means), drift_verdict=drifted, new_rows=new, in_flight=flight, quarantined=not flight)
+    assert decide(found, Retraining(max_age=WEEK, new_rows=0.01)).verdict is Verdict.WAIT
+
+
+@given(st.lists(st.floats(0.45, 0.55), min_size=2, max_size=8), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_same_loss_higher_everywhere_never_calls_a_retrain_off(means: list[float], harm: float) -> None:
+    if decide(evidence(points(means))).verdict is Verdict.RETRAIN:
+        assert decide(evidence(points([m + harm for m in means]))).verdict is Verdict.RETRAIN
+
+
+def weekly(rng: np.random.Generator, levels: Sequence[float], admitted: LossSum, rows: int) -> int:
+    """How many weeks ask for a retrain, each looking at all weeks so far."""
+    quality: list[QualityPoint] = []
+    asked = 0
+    for key, level in zip(points([0.0] * len(levels)), levels, strict=True):
+        wrong = float(rng.binomial(rows, level))
+        quality.append(QualityPoint(key.partition, LossSum(rows, wrong, wrong), rows))
+        asked += decide(evidence(tuple(quality), admitted=admitted)).verdict is Verdict.RETRAIN
+    return asked
+
+
+def test_an_even_stream_is_hardly_ever_retrained() -> None:
+    """20 streams of 60 batches x 500 rows at 13 % error: one stream in ten may ask once."""
+    asked = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        wrong = float(rng.binomial(1000, 0.13))
+        asked.append(weekly(rng, [0.13] * 60, LossSum(1000, wrong, wrong), 500) > 0)
+    assert sum(asked) <= 4
+
+
+def test_weeks_that_differ_by_season_do_not_make_a_retrain_every_week() -> None:
+    """Weekly losses of .50 to .60 with a spread of .03, 6,000 rows each: far beyond what rows alone explain."""
+    asked = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        levels = rng.normal(0.55, 0.03, 30)
+        asked.append(weekly(rng, levels.tolist(), LossSum(8000, 4400.0, 4400.0), 6000))
+    assert sum(asked) <= 6  # 2 % of 300 weeks
+
+
+def test_a_clear_change_is_found_within_three_batches() -> None:
+    found = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        wrong = float(rng.binomial(1000, 0.13))
+        admitted = LossSum(1000, wrong, wrong)
+        levels = [0.13] * 12 + [0.2] * 3
+        found += weekly(rng, levels, admitted, 500) > 0
+    assert found >= 19
