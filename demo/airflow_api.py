@@ -9,6 +9,9 @@ import urllib.request
 from typing import Any
 
 
+RETRY_SECONDS = (1, 5, 15)
+
+
 class Airflow:
     """One Airflow api-server and a token for it."""
 
@@ -75,5 +78,15 @@ class Airflow:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            return json.load(answer)
+        for patience in (*RETRY_SECONDS, None):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                    return json.load(answer)
+            except urllib.error.HTTPError:
+                raise
+            except OSError:
+                # a busy machine; only reading may be tried again
+                if method != "GET" or patience is None:
+                    raise
+                time.sleep(patience)
+        return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,9 +55,8 @@ def main() -> int:
     spec = load_spec(PROJECT / "include" / "models" / MODEL / "spec.yaml")
     partitions = _partitions(spec)
     plan = incidents.plan(partitions) if os.environ.get("INCIDENTS") == "1" else incidents.NONE
-    os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_URL
+    os.environ |= {"MLFLOW_TRACKING_URI": MLFLOW_URL, "PERENNIAL_HOME": str(_fresh_home())}
     settings = Settings(airflow_url=AIRFLOW_URL, mlflow_url=MLFLOW_URL)
-    settings.home.mkdir(parents=True, exist_ok=True)
     stack = _start_stack(settings, plan)
     try:
         airflow = _log_in(settings, stack)
@@ -73,11 +73,24 @@ def main() -> int:
             _show_progress(stores, number, len(partitions), partition, event, began)
         outcome = _report(spec, stores, settings, partitions, plan)
         console.print(
-            f"The demo took {time.monotonic() - began:.0f} s. The stack stops now; `make up` starts it again."
+            f"The demo took {time.monotonic() - began:.0f} s. The stack stops now. To look around in it again: "
+            f"PERENNIAL_HOME={settings.home} make up",
+            soft_wrap=True,
         )
         return outcome
     finally:
         _stop_stack(stack)
+
+
+def _fresh_home() -> Path:
+    """An empty folder of the demo's own: each demo starts from nothing, and no team's state is touched."""
+    home = Path(os.environ.get("PERENNIAL_HOME", PROJECT / ".perennial")).resolve()
+    home /= "demo-incidents" if os.environ.get("INCIDENTS") == "1" else "demo"
+    if home.exists():
+        console.print(f"Removing the last demo's state: {home}", soft_wrap=True)
+        shutil.rmtree(home)
+    home.mkdir(parents=True)
+    return home
 
 
 def _partitions(spec: ModelSpec) -> list[Partition]:
@@ -125,10 +138,6 @@ def _stop_stack(stack: subprocess.Popen[bytes]) -> None:
 
 
 def _bootstrap(airflow: Airflow, stores: Stores, spec: ModelSpec) -> None:
-    if stores.ledger.deployment(MODEL) is not None:
-        raise SystemExit(
-            f"{MODEL} has lived already; the demo starts from nothing. Remove the state first: rm -r .perennial"
-        )
     run_id = "demo-first-champion"
     airflow.trigger(f"{MODEL}_retrain", run_id, {"reason": "first champion", "as_of": spec.schedule.start.isoformat()})
     run = _ended(airflow, f"{MODEL}_retrain", run_id=run_id)
@@ -245,7 +254,7 @@ def _wait_for(what: str, look: Callable[[], T | None]) -> T:
         if found := look():
             return found
         time.sleep(0.3)
-    raise TimeoutError(f"waited {WEEK_TIMEOUT_SECONDS} s for {what}; see .perennial/logs and the Airflow UI")
+    raise TimeoutError(f"waited {WEEK_TIMEOUT_SECONDS} s for {what}; see {os.environ['PERENNIAL_HOME']}/logs")
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def _report(
     story = chart.Story.of(entries)
     _show_events(story, compared)
     _show_months(compared)
-    page, picture = chart.draw(compared, story, settings.home / "demo")
+    page, picture = chart.draw(compared, story, settings.home)
     console.print(f"Chart: {page} and {picture}")
     console.print(
         f"Airflow: {settings.airflow_url}   MLflow: {settings.mlflow_url}   "
