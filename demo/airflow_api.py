@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-
 RETRY_SECONDS = (1, 5, 15)
 
 

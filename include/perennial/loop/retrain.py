@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -366,9 +367,12 @@ def _abandoned_on_error(spec: ModelSpec, stores: Stores, as_of: datetime, run: R
 
 
 def _git_commit() -> str:
-    """The project's commit, or `unknown` where it does not run from a checkout."""
+    """The project's commit, or `unknown` where it does not run from a checkout or there is no git."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
     found = subprocess.run(  # noqa: S603 - a fixed command
-        ["git", "-C", str(PROJECT), "rev-parse", "HEAD"],  # noqa: S607 - whichever git is installed
+        [git, "-C", str(PROJECT), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
