@@ -220,7 +220,7 @@ def test_the_order_in_which_labels_arrive_does_not_matter(means: list[float], ra
 @given(
     st.lists(st.floats(0.3, 0.9), max_size=8),
     st.sampled_from(["STABLE", "DRIFTED", "CANNOT_TELL"]),
-    st.booleans(),
+    st.sampled_from(["in_flight", "quarantined"]),
     st.integers(0, 50_000),
 )
 @settings(max_examples=80, deadline=None)
@@ -228,9 +228,9 @@ def test_a_block_is_never_overruled(
     means: list[float],
     drifted: str,
     flight: bool,
-    new: int,  # noqa: FBT001 - drawn by hypothesis
+    new: int,
 ) -> None:
-    found = evidence(points(means), drift_verdict=drifted, new_rows=new, in_flight=flight, quarantined=not flight)
+    found = evidence(points(means), drift_verdict=drifted, new_rows=new, **{block: True})
     assert decide(found, Retraining(max_age=WEEK, new_rows=0.01)).verdict is Verdict.WAIT
 
 
