@@ -102,10 +102,11 @@ def deeds(monkeypatch: pytest.MonkeyPatch, stores: Stores) -> Deeds:
         (score, "validate", batch),
         (score, "score", batch),
         (monitor, "monitor", batch),
+        (monitor, "report", batch),
         (drift_sensor, "decide", batch),
         (retrain, "freeze", ("spec", "stores")),
         (retrain, "train", ("spec", "stores", "snapshot")),
-        (retrain, "gate", ("spec", "stores", "snapshot", "mlflow_run_id")),
+        (retrain, "gate", ("spec", "stores", "mlflow_run_id")),
         (retrain, "abandon", ("spec", "stores")),
         (rollout, "open_rollout", ("spec", "stores", "version")),
         (rollout, "enter_stage", ("spec", "stores", "rollout_id", "stage")),
@@ -192,12 +193,13 @@ def test_a_run_without_a_partition_key_says_how_to_give_one(
     assert not deeds.calls
 
 
-def test_a_measured_batch_publishes_its_health(dagbag: Any, run_dag: RunDag, deeds: Deeds, alerts: list[str]) -> None:
+def test_a_measured_batch_publishes_its_health(run_dag: RunDag, deeds: Deeds, alerts: list[str]) -> None:
     measured = {"partition": KEY, "verdict": "STABLE", "report": "flight_delay/x.html"}
     deeds.answers = {"monitor": measured}
     states = run_dag("monitor", partition_key=KEY)
     assert states["monitor"] == "success"
     assert deeds.of("monitor")[0]["as_of"] == BATCH.end
+    assert deeds.of("report")[0]["partition"] == BATCH
     assert events_of(states["run_id"]) == [("flight_delay_health", KEY, measured)]
 
 
@@ -259,7 +261,8 @@ def test_an_admitted_challenger_starts_its_rollout(
     assert deeds.of("freeze")[0]["as_of"] == BATCH.end
     assert deeds.of("freeze")[0]["reason"] == "loss rose"
     assert deeds.of("freeze")[0]["change_partition"] == KEY
-    assert deeds.of("gate")[0]["snapshot"] == {"rows": 9}
+    assert deeds.of("train")[0]["snapshot"] == {"rows": 9}
+    assert deeds.of("gate")[0]["mlflow_run_id"] == "run1"
     assert deeds.of("gate")[0]["as_of"] == BATCH.end
     started = runs_of("flight_delay_rollout")["gate__v4__gADMIT"]
     assert started["version"] == "4"
