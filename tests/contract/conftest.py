@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import sqlalchemy as sa
 
 from perennial.stores.ledger import SqlLedger, make_engine, metadata, upgrade
-from perennial.stores.memory import MemoryLake, memory_ledger
+from perennial.stores.memory import MemoryLake, MemoryRegistry, memory_ledger
 from perennial.stores.ports import Lake
+from perennial.stores.registry import MlflowRegistry
 
 #: what AWS needs to talk to the moto server
 _KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
@@ -115,6 +120,68 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlLedger
         kept = SqlLedger(engine)
     yield kept
     kept.close()
+
+
+@pytest.fixture(scope="session")
+def _mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's migrated, empty database; migrating takes seconds, copying does not."""
+    file = tmp_path_factory.mktemp("mlflow-empty") / "mlflow.db"
+    MlflowRegistry(f"sqlite:///{file}", artifacts=str(file.parent)).versions("nobody")
+    return file
+
+
+@pytest.fixture(scope="session")
+def mlflow_registry(tmp_path_factory: pytest.TempPathFactory, _mlflow_database: Path) -> MlflowRegistry:
+    """MLflow on SQLite and a folder. All tests share it; each uses a model of its own."""
+    folder = tmp_path_factory.mktemp("mlflow-local")
+    file = shutil.copy(_mlflow_database, folder)
+    return MlflowRegistry(f"sqlite:///{file}", artifacts=str(folder / "artifacts"))
+
+
+@pytest.fixture(scope="session")
+def _served_registry(tmp_path_factory: pytest.TempPathFactory, _mlflow_database: Path) -> Iterator[MlflowRegistry]:
+    """An MLflow server on a free loopback port."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    shutil.copy(_mlflow_database, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    log = folder / "server.log"
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True) as server,
+    ):
+        try:
+            for _ in range(240):
+                try:
+                    requests.get(f"{address}/health", timeout=2).raise_for_status()
+                    break
+                except requests.RequestException:
+                    assert server.poll() is None, log.read_text()
+                    time.sleep(0.5)
+            yield MlflowRegistry(address)
+        finally:
+            # its workers are in a session of their own, together with it
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(params=["memory", "sqlite", "server"])
+def registry(request: pytest.FixtureRequest) -> MlflowRegistry | MemoryRegistry:
+    """A registry, each kind in turn."""
+    if request.param == "memory":
+        return MemoryRegistry()
+    found: MlflowRegistry = request.getfixturevalue(
+        "mlflow_registry" if request.param == "sqlite" else "_served_registry"
+    )
+    return found
 
 
 @pytest.fixture(autouse=True)

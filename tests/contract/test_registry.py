@@ -1,0 +1,305 @@
+"""What every registry does: in memory, MLflow on SQLite, an MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import time
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+import yaml
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, TweedieRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, UntrustedType
+from perennial.records import ColumnProfile, Profile, PromotionEvidence, RunLink, Snapshot, Trial
+from perennial.specs import ModelSpec, load_spec
+from perennial.stores.memory import MemoryRegistry
+from perennial.stores.ports import Registry, TrainingRun
+from perennial.stores.registry import TRUSTED_TYPES, MlflowRegistry
+
+ROWS = pd.DataFrame({"distance": np.linspace(0, 1, 80), "seats": np.arange(80.0) % 7})
+LATE = (ROWS["distance"] > 0.5).astype(int)
+NOW = datetime(2013, 3, 1, 5, 0, 0, 250, tzinfo=UTC)
+EVIDENCE = PromotionEvidence(
+    challenger_run="run-1",
+    champion=None,
+    metric="log_loss",
+    clusters=(),
+    slices={},
+    baseline_loss=0.1 + 0.2,
+    calibration=(),
+    holdout_rows=40,
+    training_rows=80,
+    training_label_mean=0.5,
+    holdout_label_mean=0.5,
+    new_rows=40,
+)
+
+
+@pytest.fixture(scope="module")
+def spec(project: Path) -> ModelSpec:
+    return load_spec(project / "include" / "models" / "flight_delay" / "spec.yaml")
+
+
+@pytest.fixture
+def run(spec: ModelSpec) -> TrainingRun:
+    """A run of a model that no other test knows."""
+    name = f"flights_{uuid.uuid4().hex[:8]}"
+    return TrainingRun(
+        spec=spec.model_copy(update={"name": name}),
+        snapshot=Snapshot(name, 3, 4, NOW, NOW, NOW, 80, "d" * 64, NOW),
+        estimator=HistGradientBoostingClassifier(max_iter=3).fit(ROWS, LATE),
+        params={"max_iter": 3},
+        metrics={"log_loss": 0.3, "auc": 0.7},
+        curves={"roc": ((0.0, 0.0), (1.0, 1.0))},
+        profile=Profile(80, {"distance": ColumnProfile("numeric", (40, 40), 0, (0.5,), total=0.1 + 0.2)}),
+        example=ROWS.head(),
+        holdout_loss=0.1 + 0.2,
+        holdout_rows=40,
+        holdout_error=0.01,
+        label_mean=0.5,
+        link=RunLink("manual__2013-03-01T00:00:00+00:00 'a'", "retrain", "train", "http://127.0.0.1:8080/dags/retrain"),
+        git_commit="c0ffee",
+        evidence=EVIDENCE,
+    )
+
+
+def register(registry: Registry, run: TrainingRun, **tags: str) -> str:
+    return registry.register(run.spec.name, registry.log_run(run), tags).version
+
+
+def test_a_version_carries_where_it_came_from(registry: Registry, run: TrainingRun) -> None:
+    run_id = registry.log_run(run)
+    version = registry.register(run.spec.name, run_id, {"perennial.verdict": "ADMIT"})
+    assert registry.version(run.spec.name, version.version) == version
+    assert (version.model, version.version, version.run_id) == (run.spec.name, "1", run_id)
+    assert version.snapshot == run.snapshot
+    assert version.tags == {"perennial.verdict": "ADMIT"}
+    figures = (version.holdout_loss, version.holdout_rows, version.holdout_error, version.label_mean)
+    assert figures == (0.1 + 0.2, 40, 0.01, 0.5)
+    assert len(version.artifact_digest) == 64
+
+
+def test_logging_and_registering_twice_leaves_one_run_and_one_version(registry: Registry, run: TrainingRun) -> None:
+    run_id = registry.log_run(run)
+    assert registry.log_run(run) == run_id
+    version = registry.register(run.spec.name, run_id, {"a": "1"})
+    assert registry.register(run.spec.name, run_id, {"a": "1"}) == version
+    assert registry.versions(run.spec.name) == (version,)
+
+
+def test_versions_are_listed_oldest_first(registry: Registry, run: TrainingRun) -> None:
+    assert registry.versions(run.spec.name) == ()
+    for n in (1, 2):
+        assert register(registry, replace(run, link=RunLink(f"run-{n}"))) == str(n)
+    assert [v.version for v in registry.versions(run.spec.name)] == ["1", "2"]
+    with pytest.raises(RegistryError, match=rf"'{run.spec.name}' has no version '3'.*\['1', '2'\]"):
+        registry.version(run.spec.name, "3")
+
+
+def test_the_estimator_comes_back_as_it_was_fitted(registry: Registry, run: TrainingRun) -> None:
+    version = register(registry, run)
+    loaded = registry.load(run.spec.name, version)
+    assert np.array_equal(loaded.predict_proba(ROWS), run.estimator.predict_proba(ROWS))
+
+
+def test_profile_and_evidence_come_back_exactly(registry: Registry, run: TrainingRun) -> None:
+    run_id = registry.log_run(run)
+    version = registry.register(run.spec.name, run_id, {}).version
+    assert registry.profile(run.spec.name, version) == run.profile
+    assert registry.evidence(run_id) == EVIDENCE
+
+
+def test_a_run_without_evidence_says_so(registry: Registry, run: TrainingRun) -> None:
+    run_id = registry.log_run(replace(run, evidence=None))
+    with pytest.raises(ArtifactMissing, match=f"evidence.json of run {run_id}|run {run_id} has no evidence.json"):
+        registry.evidence(run_id)
+
+
+def test_aliases_are_set_moved_and_taken_away(registry: Registry, run: TrainingRun) -> None:
+    model = run.spec.name
+    assert registry.aliases(model) == {}
+    for n in (1, 2):
+        register(registry, replace(run, link=RunLink(f"run-{n}")))
+    registry.set_aliases(model, {"champion": "1", "challenger": "2"})
+    assert registry.aliases(model) == {"champion": "1", "challenger": "2"}
+    for _ in range(2):
+        registry.set_aliases(model, {"champion": "2", "challenger": None})
+        assert registry.aliases(model) == {"champion": "2"}
+    with pytest.raises(RegistryError, match="no version '9'"):
+        registry.set_aliases(model, {"champion": "9"})
+    assert registry.aliases(model) == {"champion": "2"}
+
+
+def test_a_run_that_does_not_exist_cannot_be_tagged(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="nobody"):
+        registry.tag_run("nobody", {"a": "1"})
+
+
+def _files_of(registry: MlflowRegistry, model: str, version: str, tmp_path: Path) -> Path:
+    """The folder that holds the artifact, on either kind of registry."""
+    source = registry._client.get_model_version(model, version).source
+    if source.startswith("/"):
+        return Path(source)
+    (root,) = {found.resolve() for found in tmp_path.parent.glob("mlflow-server*/files")}
+    return root / source.removeprefix("mlflow-artifacts:").lstrip("/")
+
+
+def test_a_version_whose_artifact_is_gone_is_named(registry: Registry, run: TrainingRun, tmp_path: Path) -> None:
+    version = register(registry, run)
+    if isinstance(registry, MemoryRegistry):
+        registry.lose_artifact(run.spec.name, version)
+    else:
+        assert isinstance(registry, MlflowRegistry)
+        shutil.rmtree(_files_of(registry, run.spec.name, version, tmp_path))
+    with pytest.raises(ArtifactMissing, match=f"version 1 of '{run.spec.name}'.*gone"):
+        registry.load(run.spec.name, version)
+    assert registry.profile(run.spec.name, version) == run.profile
+
+
+# --- MLflow alone ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_all_that_an_auditor_asks_for(mlflow_registry: MlflowRegistry, run: TrainingRun) -> None:
+    trials = (Trial({"depth": 2}, 0.4), Trial({"depth": 3}, 0.3))
+    run_id = mlflow_registry.log_run(replace(run, trials=trials))
+    mlflow_registry.tag_run(run_id, {"perennial.verdict": "ADMIT"})
+    client = mlflow_registry._client
+    found = client.get_run(run_id)
+    assert found.data.params == {"max_iter": "3"}
+    assert found.data.metrics == run.metrics
+    tags = found.data.tags
+    assert tags["perennial.verdict"] == "ADMIT"
+    assert tags["perennial.url"] == run.link.url
+    assert run.link.url in tags["mlflow.note.content"]
+    assert tags["mlflow.source.git.commit"] == "c0ffee"
+    assert tags["perennial.snapshot_digest"] == "d" * 64
+    (lineage,) = found.inputs.dataset_inputs
+    assert lineage.dataset.digest == "d" * 36
+    assert [(t.key, t.value) for t in lineage.tags] == [("mlflow.data.context", "training")]
+    papers = {a.path for a in client.list_artifacts(run_id)} | {a.path for a in client.list_artifacts(run_id, "curves")}
+    assert papers >= {"profile.json", "evidence.json", "spec.yaml", "environment.txt", "importance.json"}
+    assert papers >= {"curves/roc.json", "curves/roc.png"}
+    nested = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
+    assert sorted((r.data.params["depth"], r.data.metrics["loss"]) for r in nested) == [("2", 0.4), ("3", 0.3)]
+
+
+def test_the_artifact_has_signature_example_and_pinned_requirements(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, tmp_path: Path
+) -> None:
+    folder = _files_of(mlflow_registry, run.spec.name, register(mlflow_registry, run), tmp_path)
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    assert [c["name"] for c in json.loads(described["signature"]["inputs"])] == ["distance", "seats"]
+    assert described["flavors"]["sklearn"]["serialization_format"] == "skops"
+    assert (folder / "input_example.json").is_file()
+    assert all("==" in line for line in (folder / "requirements.txt").read_text().splitlines())
+    assert not [*folder.rglob("*.pkl")]
+
+
+def test_a_run_that_died_half_way_is_logged_again_whole(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for write in ("log_model_artifacts", "log_inputs", "log_artifacts"):
+        with monkeypatch.context() as patch:
+            patch.setattr(mlflow_registry._client, write, die)
+            with pytest.raises(KeyboardInterrupt):
+                mlflow_registry.log_run(run)
+    run_id = mlflow_registry.log_run(run)
+    client = mlflow_registry._client
+    experiment = client.get_run(run_id).info.experiment_id
+    states = {r.info.run_id: r.info.status for r in client.search_runs([experiment])}
+    assert states.pop(run_id) == "FINISHED"
+    assert set(states.values()) == {"KILLED"}
+    assert register(mlflow_registry, run) == "1"
+
+
+class _Boom:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('the pickle was opened')",)
+
+
+def test_a_pickle_is_refused_and_never_opened(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, tmp_path: Path
+) -> None:
+    version = register(mlflow_registry, run)
+    folder = _files_of(mlflow_registry, run.spec.name, version, tmp_path)
+    (folder / "model.pkl").write_bytes(pickle.dumps(_Boom()))
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described["flavors"]["sklearn"] |= {"serialization_format": "cloudpickle", "pickled_model": "model.pkl"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    with pytest.raises(UntrustedType, match=r"'cloudpickle'.*can run any code"):
+        mlflow_registry.load(run.spec.name, version)
+
+
+def test_an_artifact_that_was_changed_is_refused(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, tmp_path: Path
+) -> None:
+    version = register(mlflow_registry, run)
+    file = _files_of(mlflow_registry, run.spec.name, version, tmp_path) / "model.skops"
+    skops.io.dump(LogisticRegression().fit(ROWS, LATE), file)
+    with pytest.raises(RegistryError, match=r"has digest \w{64}, registered was \w{64}.*changed"):
+        mlflow_registry.load(run.spec.name, version)
+
+
+def test_a_type_outside_the_trust_list_is_named_and_leaves_no_run(
+    mlflow_registry: MlflowRegistry, run: TrainingRun
+) -> None:
+    for function, named in ((json.dumps, "json.dumps"), (partial(os.system, "true"), "posix.system")):
+        estimator = make_pipeline(FunctionTransformer(function), LogisticRegression())
+        with pytest.raises(UntrustedType, match=rf"\['{named}'\].*trusted_types"):
+            mlflow_registry.log_run(replace(run, estimator=estimator))
+    experiment = mlflow_registry._client.get_experiment_by_name(run.spec.name)
+    assert experiment is not None
+    assert list(mlflow_registry._client.search_runs([experiment.experiment_id])) == []
+
+
+def test_the_artifact_does_not_say_what_is_trusted(mlflow_registry: MlflowRegistry, run: TrainingRun) -> None:
+    allowed = run.spec.training.model_copy(update={"trusted_types": ("numpy.nan_to_num",)})
+    spec = run.spec.model_copy(update={"training": allowed})
+    estimator = make_pipeline(FunctionTransformer(np.nan_to_num), LogisticRegression()).fit(ROWS, LATE)
+    version = register(mlflow_registry, replace(run, spec=spec, estimator=estimator))
+    with pytest.raises(UntrustedType, match=r"numpy\.nan_to_num"):
+        mlflow_registry.load(run.spec.name, version)
+    trusting = MlflowRegistry(mlflow_registry._uri, trusted=lambda model: allowed.trusted_types)
+    assert trusting.load(run.spec.name, version).predict(ROWS).shape == (80,)
+
+
+def test_every_type_on_the_built_in_list_is_one_that_an_estimator_holds() -> None:
+    rows = ROWS.assign(seats=ROWS["seats"].astype(int).astype(str).astype("category"))
+    trees = HistGradientBoostingClassifier(max_iter=2).fit(rows, LATE)
+    estimators = [
+        RandomForestClassifier(2),
+        CalibratedClassifierCV(LogisticRegression()),
+        VotingClassifier([("one", LogisticRegression())]),
+        TweedieRegressor(),
+        SimpleImputer(),
+    ]
+    fitted = [trees, *(estimator.fit(ROWS, LATE) for estimator in estimators)]
+    held = {t for one in fitted for t in skops.io.get_untrusted_types(data=skops.io.dumps(one))}
+    assert held == set(TRUSTED_TYPES)
+
+
+def test_mlflow_that_is_down_is_told_within_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(RegistryUnavailable, match=r"http://127\.0\.0\.1:9 does not answer"):
+        MlflowRegistry("http://127.0.0.1:9").versions("flight_delay")
+    assert time.monotonic() - started < 20
