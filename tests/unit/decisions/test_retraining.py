@@ -227,7 +227,7 @@ def test_the_order_in_which_labels_arrive_does_not_matter(means: list[float], ra
 def test_a_block_is_never_overruled(
     means: list[float],
     drifted: str,
-    flight: bool,
+    block: str,
     new: int,
 ) -> None:
     found = evidence(points(means), drift_verdict=drifted, new_rows=new, **{block: True})
