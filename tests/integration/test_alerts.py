@@ -1,0 +1,179 @@
+"""Alerts to a Slack that is a real HTTP server on this machine, through the Slack provider and a connection."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perennial.errors import BatchQuarantined
+from perennial.specs import load_specs
+
+SPEC = load_specs({})[0]["flight_delay"]
+CONNECTION = "AIRFLOW_CONN_SLACK_ALERTS"
+
+
+@dataclass
+class Slack:
+    """What arrived, and how to answer."""
+
+    address: str = ""
+    status: int = 200
+    posts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return str(self.posts[-1][1]["text"])
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slack]:
+    found = Slack()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.posts.append((self.path, body))
+            self.send_response(found.status)
+            self.end_headers()
+            self.wfile.write(b"ok" if found.status == 200 else b"no_service")
+
+        def log_message(self, *args: object) -> None:
+            """Keep the test's output quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    found.address = f"http://127.0.0.1:{server.server_port}/services"
+    connect(monkeypatch, found.address)
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv(
+        CONNECTION, json.dumps({"conn_type": "slackwebhook", "host": address, "password": "T000/B000/secret"})
+    )
+
+
+def failed(error: BaseException, *, partition: str | None = "2013-06-03T00:00:00") -> Any:
+    ti = SimpleNamespace(
+        dag_id="flight_delay_score",
+        task_id="validate",
+        run_id="backfill__1",
+        log_url="http://127.0.0.1:8080/dags/flight_delay_score/runs/backfill__1/tasks/validate",
+    )
+    return {"ti": ti, "exception": error, "dag_run": SimpleNamespace(partition_key=partition)}
+
+
+def test_a_quarantined_batch_is_told_with_batch_reason_first_step_and_links(slack: Slack) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from perennial_airflow import notify
+
+    error = AirflowFailException("BatchQuarantined: 17 rows colder than -40")
+    error.__cause__ = BatchQuarantined("17 rows colder than -40")
+    notify.task_failed(SPEC, failed(error))
+
+    assert [path for path, _ in slack.posts] == ["/services/T000/B000/secret"]
+    for part in (
+        "Batch quarantined",
+        "flight_delay",
+        "batch 2013-06-03T00:00:00",
+        "17 rows colder than -40",
+        "docs/runbooks/quarantine.md",
+        "/dags/flight_delay_score/runs/backfill__1/tasks/validate|Log>",
+        "/perennial/reports/flight_delay|Reports>",
+    ):
+        assert part in slack.text
+
+
+def test_a_failure_names_task_and_error(slack: Slack) -> None:
+    from perennial_airflow import notify
+
+    notify.task_failed(SPEC, failed(ConnectionError("MLflow does not answer"), partition=None))
+    assert "Task failed" in slack.text
+    assert "flight_delay_score.validate, backfill__1" in slack.text
+    assert "MLflow does not answer" in slack.text
+
+
+def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
+    from perennial_airflow import notify
+
+    log = "http://127.0.0.1:8080/log"
+    notify.retrain_started(SPEC, "loss rose", log)
+    notify.retrain_refused(SPEC, "run7", "worse by 0.02", log)
+    notify.rolled_back(SPEC, "rollout r1", "loss 0.7 against 0.6", log)
+    notify.promoted(SPEC, "rollout r1", "not worse on 9000 rows", log)
+    notify.cannot_tell(SPEC, "2013-06-03T00:00:00", "no labels", log)
+    texts = [body["text"] for _, body in slack.posts]
+    assert [text.split("*")[1] for text in texts] == [
+        "Retrain started",
+        "Challenger refused",
+        "Rolled back",
+        "Promoted",
+        "Health unknown",
+    ]
+    for text in texts:
+        assert "Do first: " in text
+        assert f"<{log}|Log>" in text
+
+
+def test_an_approval_is_asked_for_with_the_page_where_it_is_given(slack: Slack) -> None:
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+    from perennial_airflow import notify
+
+    approve = ApprovalOperator(task_id="approve", subject="Roll out version 4?", body="digest abc")
+    ti = SimpleNamespace(dag_id="flight_delay_rollout", task_id="approve", run_id="gate__v4__x", map_index=-1)
+    notify.approval_wanted(SPEC).notify({"task": approve, "task_instance": ti})  # type: ignore[arg-type]
+    assert "Roll out version 4?" in slack.text
+    assert "digest abc" in slack.text
+    assert "/dags/flight_delay_rollout/runs/gate__v4__x/tasks/approve/required_actions" in slack.text
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "is gone"])
+def test_a_slack_in_trouble_is_logged_loudly_and_raises_nothing(
+    slack: Slack, trouble: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from perennial_airflow import notify
+
+    slack.status = 500
+    if trouble == "is gone":
+        connect(monkeypatch, "http://127.0.0.1:9/services")
+    with caplog.at_level(logging.INFO, logger="perennial_airflow.notify"):
+        notify.promoted(SPEC, "rollout r1", "not worse", "http://127.0.0.1/log")
+    loud = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert any("ALERT NOT DELIVERED" in record.getMessage() for record in loud)
+    assert "not worse" in caplog.text
+
+
+def test_without_a_connection_the_alert_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from perennial_airflow import notify
+
+    monkeypatch.delenv(CONNECTION, raising=False)
+    with caplog.at_level(logging.INFO, logger="perennial_airflow.notify"):
+        sent = notify.send(SPEC, notify.Alert("Promoted", "flight_delay", "v4", "good", "Nothing."))
+    assert sent is False
+    assert "What happened: good" in caplog.text
+    assert "in the log only" in caplog.text
+
+
+def test_the_secret_of_the_webhook_never_reaches_the_log(slack: Slack, caplog: pytest.LogCaptureFixture) -> None:
+    from perennial_airflow import notify
+
+    with caplog.at_level(logging.INFO):
+        notify.promoted(SPEC, "rollout r1", "not worse", "http://127.0.0.1/log")
+    assert slack.posts
+    assert "B000/secret" not in caplog.text
