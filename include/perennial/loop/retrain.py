@@ -293,7 +293,7 @@ def _evaluate(
         clusters=paired(fresh),
         slices=slices,
         baseline_loss=float(baseline.mean()),
-        calibration=quality.calibration(spec.task, truth, prediction),
+        calibration=quality.calibration(spec.task, truth, prediction, classes=classes),
         holdout_rows=len(holdout),
         training_rows=len(window),
         training_label_mean=_label_mean(window),
