@@ -225,7 +225,8 @@ def _measure_quality(
     changed = []
     for old in scored:
         last = before.get(old.key)
-        settled = last is not None and last.as_of >= old.end + spec.label.delay
+        # what was measured at this very moment is an earlier try of this run: measured again, it says the same
+        settled = last is not None and last.as_of >= old.end + spec.label.delay and last.as_of != as_of
         if settled and last is not None and int(last.value) == label_rows.get(old.key, 0):
             continue
         stores.ledger.measure(_quality_of(spec, stores, old, as_of, label_rows.get(old.key, 0)))
