@@ -89,7 +89,9 @@ def accept_history(
     Raises:
         BatchQuarantined, SourceError, BatchError: history must be clean; the partition is named.
     """
-    present = stores.lake.partitions("accepted", spec.name)
+    # rows whose report never reached the ledger (a crash in between) are checked and written again
+    reported = {e.subject for e in stores.ledger.entries(spec.name, kind="validation") if e.verdict == Verdict.ACCEPT}
+    present = reported & stores.lake.partitions("accepted", spec.name).keys()
     missing = [
         p
         for p in spec.schedule.partitions(spec.training.first_moment(spec.schedule.zone), before)
