@@ -1,0 +1,283 @@
+"""A made model for tests of the loop: small days of rows with a seed, and a concept that turns over on one day.
+
+`write_model` makes a model folder, its expectation suite, and one Parquet file a day of features and of labels. Until
+`CHANGE` the label rises with `signal`, from then on it falls: the champion is wrong, a challenger that learns from the
+new days is right. `noise` and `channel` never say anything about the label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from perennial.loop import drift_sensor, monitor, retrain, rollout, score
+from perennial.records import Partition, RunLink
+from perennial.settings import Settings
+from perennial.specs import ModelSpec, load_spec
+from perennial.stores.ports import Stores
+
+DAY = timedelta(days=1)
+#: the first champion learns from [FIRST, START)
+FIRST = datetime(2025, 3, 1, tzinfo=UTC)
+START = datetime(2025, 3, 9, tzinfo=UTC)
+#: from this day on the concept is another one
+CHANGE = datetime(2025, 3, 12, tzinfo=UTC)
+#: three bad days in a row are believed: the sensor asks for a retrain at this one's end
+RETRAIN_DAY = CHANGE + 2 * DAY
+END = datetime(2025, 3, 24, tzinfo=UTC)
+ROWS = 400
+CLASSES = ("lose", "stay", "win")
+
+SPEC = Template("""\
+name: made
+description: Will the made event happen?
+owner: tests
+task: $task
+metric: $metric
+entity: event_id
+event_time: happened_at
+source:
+  kind: files
+  path: rows/%Y-%m-%d.parquet
+label:
+  column: outcome
+  delay: 2h
+  lookback: 10d
+$label
+  source:
+    kind: files
+    path: labels/%Y-%m-%d.parquet
+    drop: [signal, noise, channel]
+features:
+  numeric: [signal, noise]
+  categorical: [channel]
+schedule:
+  cron: "0 0 * * *"
+  start: 2025-03-09
+  end: 2025-03-24
+  clock: partition
+expectations: made
+training:
+  first: 2025-03-01
+  window:
+    policy: since_change
+  holdout: 2d
+  min_rows: 300
+  seed: 7
+gate:
+  mode: non_inferior
+  max_loss: $max_loss
+monitoring:
+  reference: training
+retraining:
+  patience: 3
+  cooldown: 14d
+rollout:
+  approval: none
+  min_rows: 300
+""")
+
+PIPELINE = Template('''\
+"""How `made` is learnt."""
+
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import $estimator
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+
+def build(params, seed):
+    columns = ColumnTransformer(
+        [
+            ("numeric", StandardScaler(), ["signal", "noise"]),
+            ("categorical", OneHotEncoder(handle_unknown="ignore"), ["channel"]),
+        ]
+    )
+    return Pipeline([("columns", columns), ("model", $estimator(**params))])
+''')
+
+TASKS: dict[str, dict[str, str]] = {
+    "binary": {"metric": "log_loss", "estimator": "LogisticRegression", "max_loss": "0.65", "label": "  positive: 1"},
+    "multiclass": {
+        "metric": "log_loss",
+        "estimator": "LogisticRegression",
+        "max_loss": "1.05",
+        "label": f"  classes: [{', '.join(CLASSES)}]",
+    },
+    "regression": {"metric": "mae", "estimator": "Ridge", "max_loss": "2.0", "label": ""},
+}
+
+SUITE = [
+    ("critical", "expect_table_row_count_to_be_between", {"min_value": 100, "max_value": 800}),
+    ("critical", "expect_column_values_to_not_be_null", {"column": "signal", "mostly": 0.9}),
+    ("critical", "expect_column_values_to_be_between", {"column": "signal", "min_value": -10, "max_value": 10}),
+    ("warning", "expect_column_values_to_be_in_set", {"column": "channel", "value_set": ["app", "shop", "web"]}),
+]
+
+
+@dataclass(frozen=True)
+class MadeModel:
+    """A model folder on disk, and the deeds of the loop on it."""
+
+    spec: ModelSpec
+    settings: Settings
+
+    def day(self, number: int) -> Partition:
+        """The batch `number` days after the first live one; negative: history."""
+        return self.spec.schedule.partition(START + number * DAY)
+
+    def batch_of(self, moment: datetime) -> Partition:
+        """The batch that starts at `moment`."""
+        return self.spec.schedule.partition(moment)
+
+    def rows_file(self, partition: Partition) -> Path:
+        """Where the features of a batch are delivered."""
+        return self.spec.folder / f"rows/{partition.start:%Y-%m-%d}.parquet"
+
+    def labels_file(self, partition: Partition) -> Path:
+        """Where the labels of a batch are delivered."""
+        return self.spec.folder / f"labels/{partition.start:%Y-%m-%d}.parquet"
+
+    def edit(self, partition: Partition, change: Callable[[pa.Table], pa.Table], *, labels: bool = False) -> None:
+        """Deliver a batch (or its labels) again, changed."""
+        file = self.labels_file(partition) if labels else self.rows_file(partition)
+        pq.write_table(change(pq.read_table(file)), file)
+
+    def varied(self, **sections: Mapping[str, Any]) -> MadeModel:
+        """The same model with some keys of its spec changed, as in `rollout={"approval": "human"}`."""
+        file = self.spec.folder / "spec.yaml"
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for section, keys in sections.items():
+            data[section] = {**data.get(section, {}), **keys}
+        file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        return replace(self, spec=load_spec(file))
+
+    # --- the deeds, as the DAGs and the replay call them ---------------------------------------------------------
+
+    def first_champion(self, stores: Stores) -> dict[str, Any]:
+        """Bootstrap: history -> snapshot -> fit -> floors -> serves."""
+        return self.retrain(stores, START, RunLink("first"), "first champion")
+
+    def retrain(
+        self, stores: Stores, as_of: datetime, run: RunLink, reason: str = "", change_partition: str | None = None
+    ) -> dict[str, Any]:
+        """Freeze, train and gate."""
+        frozen = retrain.freeze(
+            self.spec,
+            stores,
+            as_of=as_of,
+            run=run,
+            reason=reason,
+            change_partition=change_partition,
+            settings=self.settings,
+        )
+        mlflow_run_id = retrain.train(self.spec, stores, frozen, run=run)
+        return retrain.gate(self.spec, stores, mlflow_run_id, as_of=as_of, run=run)
+
+    def score(self, stores: Stores, partition: Partition, run: RunLink | None = None) -> dict[str, Any]:
+        """Validate and score one batch."""
+        run, as_of = run or RunLink(f"live-{partition.key}"), partition.end
+        score.validate(self.spec, stores, partition, as_of=as_of, run=run, settings=self.settings)
+        return score.score(self.spec, stores, partition, as_of=as_of, run=run)
+
+    def monitor(
+        self, stores: Stores, partition: Partition, run: RunLink | None = None, as_of: datetime | None = None
+    ) -> dict[str, Any]:
+        """Measure one scored batch."""
+        run = run or RunLink(f"live-{partition.key}")
+        as_of = as_of or partition.end
+        return monitor.monitor(self.spec, stores, partition, as_of=as_of, run=run, settings=self.settings)
+
+    def decide(self, stores: Stores, partition: Partition, run: RunLink | None = None) -> dict[str, Any]:
+        """Ask the sensor after one batch."""
+        run = run or RunLink(f"live-{partition.key}")
+        return drift_sensor.decide(self.spec, stores, partition, as_of=partition.end, run=run)
+
+    def live(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+        """Score, monitor and decide; what the sensor said."""
+        self.score(stores, partition)
+        self.monitor(stores, partition)
+        return self.decide(stores, partition)
+
+    def judge(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+        """Judge the present stage after one batch."""
+        now = stores.ledger.deployment(self.spec.name)
+        assert now is not None
+        assert now.rollout_id is not None
+        run = RunLink(f"live-{partition.key}")
+        return rollout.judge(self.spec, stores, now.rollout_id, now.stage, as_of=partition.end, run=run)
+
+    def open(self, stores: Stores, version: str, as_of: datetime, rollout_id: str = "rollout-1") -> None:
+        """Open a rollout and enter its first stage."""
+        run = RunLink(rollout_id)
+        rollout.open_rollout(self.spec, stores, version, as_of=as_of, run=run, rollout_id=rollout_id)
+        rollout.enter_stage(self.spec, stores, rollout_id, 0, as_of=as_of, run=run)
+
+    def stage(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+        """One batch of a rollout: score, monitor, judge, and enter the next stage where it may."""
+        self.score(stores, partition)
+        self.monitor(stores, partition)
+        verdict = self.judge(stores, partition)
+        if verdict["verdict"] == "ADVANCE":
+            now = stores.ledger.deployment(self.spec.name)
+            assert now is not None
+            rollout_id = str(now.rollout_id)
+            rollout.enter_stage(
+                self.spec, stores, rollout_id, now.stage + 1, as_of=partition.end, run=RunLink(rollout_id)
+            )
+        return verdict
+
+
+def write_model(folder: Path, task: str = "binary") -> MadeModel:
+    """Make the model below `folder`: spec, pipeline, suite, and one file of rows and of labels a day."""
+    model, suites = folder / "models/made", folder / "suites/expectations"
+    for each in (model / "rows", model / "labels", suites):
+        each.mkdir(parents=True)
+    (model / "spec.yaml").write_text(SPEC.substitute(task=task, **TASKS[task]), encoding="utf-8")
+    (model / "pipeline.py").write_text(PIPELINE.substitute(TASKS[task]), encoding="utf-8")
+    expectations = [{"type": kind, "kwargs": kwargs, "severity": severity} for severity, kind, kwargs in SUITE]
+    (suites / "made.json").write_text(json.dumps({"name": "made", "expectations": expectations}, indent=2))
+    day = FIRST
+    while day < END:
+        rows = made_rows(day, task)
+        pq.write_table(rows.drop_columns(["outcome"]), model / f"rows/{day:%Y-%m-%d}.parquet")
+        labels = rows.select(["event_id", "happened_at", "outcome"])
+        pq.write_table(labels, model / f"labels/{day:%Y-%m-%d}.parquet")
+        day += DAY
+    settings = Settings(home=folder / "home", suites=folder / "suites")
+    return MadeModel(load_spec(model / "spec.yaml"), settings)
+
+
+def made_rows(day: datetime, task: str) -> pa.Table:
+    """The rows of one day with their outcome; the day is the seed. Nothing happens after eight in the evening."""
+    draw = np.random.default_rng(day.toordinal())
+    signal, noise = draw.normal(size=ROWS), draw.normal(size=ROWS)
+    effect = (signal if day < CHANGE else -signal) * 2
+    if task == "regression":
+        outcome: Any = 20 + effect + draw.normal(size=ROWS)
+    elif task == "binary":
+        outcome = (draw.uniform(size=ROWS) < 1 / (1 + np.exp(-effect))).astype("int64")
+    else:
+        scores = np.column_stack([-effect, np.full(ROWS, 0.5), effect]) + draw.gumbel(size=(ROWS, 3))
+        outcome = np.array(CLASSES)[scores.argmax(axis=1)]
+    seconds = np.sort(draw.integers(8 * 3600, 20 * 3600, ROWS))
+    return pa.table(
+        {
+            "event_id": [f"{day:%m%d}-{n:04d}" for n in range(ROWS)],
+            "happened_at": pa.array([day + timedelta(seconds=int(s)) for s in seconds], pa.timestamp("us", tz="UTC")),
+            "signal": signal,
+            "noise": noise,
+            "channel": draw.choice(["app", "shop", "web"], ROWS),
+            "outcome": outcome,
+        }
+    )
