@@ -1,13 +1,15 @@
-"""Import the heavy libraries once, in the process that forks the tasks.
+"""Import once, in the process that forks, what every fork would import anew.
 
 Airflow imports this file when it starts, from `$AIRFLOW_HOME/config`. A task is a fork of the scheduler (LocalExecutor)
 or of the Celery worker, so what those have imported costs a task nothing; a task that imports it anew waits four
-seconds. All other processes stay small: they import nothing here.
+seconds. The dag-processor forks for each DAG file: it imports what those need, and nothing heavy. All other processes
+import nothing here. What is imported here stays as it is until the component is started again.
 """
 
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 __all__: list[str] = []
 
@@ -33,22 +35,40 @@ HEAVY = (
     "airflow.providers.slack.hooks.slack_webhook",
     "airflow.providers.standard.operators.hitl",
 )
+#: Modules that DAG files need, and what Airflow imports late when it meets a task, an asset or a timetable.
+LIGHT = (
+    "airflow.providers.standard.decorators.python",
+    "airflow.sdk.definitions.decorators",
+    "airflow.sdk.definitions.decorators.condition",
+    "airflow.sdk.definitions.decorators.setup_teardown",
+    "airflow.sdk.definitions.decorators.task_group",
+    "airflow.sdk.definitions.timetables.interval",
+    "airflow.sdk.definitions.timetables.trigger",
+    "airflow.timetables.base",
+    "perennial_airflow.assets",
+    "perennial_airflow.stage",
+    "perennial_airflow.wiring",
+    "perennial_airflow.workflow",
+)
 
 
-def forks_tasks(arguments: list[str]) -> bool:
-    """Whether the command line is that of a process that forks tasks."""
-    return arguments[1:2] == ["scheduler"] or arguments[1:3] == ["celery", "worker"]
+def wanted(arguments: list[str]) -> tuple[str, ...]:
+    """The modules that the process with this command line hands on to its forks."""
+    if arguments[1:2] == ["scheduler"] or arguments[1:3] == ["celery", "worker"]:
+        # a team's own libraries, separated by commas
+        more = (name for name in os.environ.get("PERENNIAL_PRELOAD", "").split(",") if name)
+        return (*HEAVY, *more)
+    return LIGHT if arguments[1:2] == ["dag-processor"] else ()
 
 
-def preload() -> None:
-    """Import all of `HEAVY`, and what PERENNIAL_PRELOAD names (modules separated by commas): a team's own libraries."""
+def preload(modules: Sequence[str]) -> None:
+    """Import all of them."""
     # libraries that ask for the network or for a log line per class when imported
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    more = [name for name in os.environ.get("PERENNIAL_PRELOAD", "").split(",") if name]
-    for name in (*HEAVY, *more):
+    for name in modules:
         importlib.import_module(name)
 
 
-if forks_tasks(sys.argv):
-    preload()
+if modules := wanted(sys.argv):
+    preload(modules)
