@@ -124,10 +124,15 @@ def score_parquet(
         msg = f"{target} exists. Name a new folder, or remove it."
         raise StoreError(msg)
     try:
-        groups = pq.read_metadata(source).num_row_groups
+        metadata = pq.read_metadata(source)
     except (OSError, pa.ArrowException) as error:
         msg = f"{source}: cannot be read as Parquet ({error}). Write the file again."
         raise SourceUnreadable(msg) from error
+    names = metadata.schema.to_arrow_schema().names
+    if missing := sorted(set(spec.columns) - set(names)):
+        msg = f"{source}: lacks columns {missing}; it has {names}. Rename them, or change the spec."
+        raise SourceUnreadable(msg)
+    groups = metadata.num_row_groups
     shares = [list(share) for share in np.array_split(np.arange(groups), min(processes, max(groups, 1)))]
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -187,11 +192,6 @@ def _score_groups(
     }
     # without pre_buffer the file is not held in memory beside its batches: half the memory, and faster
     with pq.ParquetFile(source, read_dictionary=list(spec.features.categorical), pre_buffer=False) as file:
-        if missing := sorted(set(spec.columns) - set(file.schema_arrow.names)):
-            msg = (
-                f"{source}: lacks columns {missing}; it has {file.schema_arrow.names}. Rename them, or change the spec."
-            )
-            raise SourceUnreadable(msg)
         schema = pa.schema([*(file.schema_arrow.field(c) for c in keys), *(f for v in fields.values() for f in v)])
         stream = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(spec.columns))
         rows = 0
