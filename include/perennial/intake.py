@@ -62,7 +62,7 @@ def accept_batch(
         as_of=as_of,
         body={"report": to_json(report), "rows_digest": rows_digest, "table": table, "table_version": commit.version},
         run=run,
-        key=f"validation:{partition.key}:{rows_digest}:{report.suite_digest}",
+        key=_validation_key(spec, stores, partition, f"{rows_digest}:{report.suite_digest}"),
     )
     if not report.accepted:
         first = report.critical[0] if report.critical else None
@@ -79,6 +79,16 @@ def accept_batch(
         )
         raise BatchQuarantined(msg)
     return entry
+
+
+def _validation_key(spec: ModelSpec, stores: Stores, partition: Partition, content: str) -> str:
+    """The newest entry's key where rows and suite are what it judged; rows that come back later are judged anew."""
+    key = f"validation:{partition.key}:{content}"
+    newest = stores.ledger.entries(spec.name, kind="validation", subject=partition.key, newest=1)
+    if not newest:
+        return key
+    known = str(newest[0].key)
+    return known if known.startswith(key) else f"{key}:after {newest[0].id}"
 
 
 def accept_history(

@@ -62,10 +62,14 @@ def freeze(
         LeaseTaken: another retrain or rollout of this model is under way; the skip is in the ledger.
         NotEnoughRows: fewer labelled rows than `training.min_rows`.
     """
+    # the lease first: a rollout that opens gives it back only after its deployment is there to be seen
+    claimed = stores.ledger.claim(spec.name, RETRAIN_LEASE, run.run_id, as_of)
     deployment = stores.ledger.deployment(spec.name)
     rollout = deployment.rollout_id if deployment else None
-    if rollout is not None or not stores.ledger.claim(spec.name, RETRAIN_LEASE, run.run_id, as_of):
+    if rollout is not None or not claimed:
         holder = f"rollout {rollout}" if rollout else f"run {stores.ledger.holder(spec.name, RETRAIN_LEASE)}"
+        if claimed:
+            stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
         msg = (
             f"retrain of {spec.name!r} by run {run.run_id} skipped: {holder} is under way. One at a time; when it is "
             f"dead, free it with `perennial retrain {spec.name} --abandon`."
@@ -97,7 +101,7 @@ def freeze(
                 "Wait for labels, or widen training.window."
             )
             raise NotEnoughRows(msg)
-        stores.ledger.append(
+        entry = stores.ledger.append(
             model=spec.name,
             kind="snapshot",
             subject=snapshot.digest,
@@ -107,7 +111,9 @@ def freeze(
             run=run,
             key=f"snapshot:{run.run_id}",
         )
-    return to_json(snapshot)
+    # a second run finds the first one's snapshot, though the tables may have grown meanwhile
+    frozen: dict[str, Any] = entry.body["snapshot"]
+    return frozen
 
 
 def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: RunLink) -> str:
@@ -205,8 +211,8 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
         return result
     version = stores.registry.register(spec.name, mlflow_run_id, tags).version
     result["version"] = version
-    deployment = stores.ledger.deployment(spec.name)
-    if deployment is None or deployment.champion == version:
+    history = stores.ledger.deployments(spec.name)
+    if not history or history[0].champion == version:
         result["first"] = True
         stores.ledger.deploy(
             Deployment(model=spec.name, revision=1, champion=version),
@@ -218,7 +224,9 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
             run=link,
             key=f"first:{version}",
         )
-        stores.registry.set_aliases(spec.name, {"champion": version, "challenger": None})
+        # another champion may serve by now, where this task is run again much later
+        now = stores.ledger.deployments(spec.name)[-1]
+        stores.registry.set_aliases(spec.name, {"champion": now.champion, "challenger": now.challenger})
         stores.ledger.release(spec.name, RETRAIN_LEASE, run.run_id)
     return result
 

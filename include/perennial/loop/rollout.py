@@ -36,11 +36,17 @@ def open_rollout(
         the deployment as JSON.
 
     Raises:
-        LedgerError: no champion, or another rollout is under way.
+        LedgerError: no champion, another rollout is under way, or this one has ended.
         DeploymentConflict: somebody else changed the deployment meanwhile.
     """
     now = _deployment(spec, stores)
     if now.rollout_id != rollout_id:
+        if stores.ledger.entries(spec.name, kind="deployment", subject=rollout_id):
+            msg = (
+                f"rollout {rollout_id} of {spec.name!r} has ended; champion {now.champion} serves. "
+                f"Start a new rollout to bring out version {version} again."
+            )
+            raise LedgerError(msg)
         if now.rollout_id is not None:
             msg = (
                 f"{spec.name!r} has rollout {now.rollout_id} of version {now.challenger} under way; "
@@ -189,9 +195,11 @@ def evidence_marker(ledger: Ledger, model: str) -> str:
 
 
 def current_as_of(spec: ModelSpec, stores: Stores) -> datetime | None:
-    """`as_of` of the newest health record: the present of a model that lives in recorded history."""
-    newest = stores.ledger.entries(spec.name, kind="health", newest=1)
-    return newest[0].as_of if newest else None
+    """The latest `as_of` of all health records: the present of a model that lives in recorded history.
+
+    Not the newest record's: a backfill adds records of the past.
+    """
+    return max((entry.as_of for entry in stores.ledger.entries(spec.name, kind="health")), default=None)
 
 
 def collect_evidence(spec: ModelSpec, stores: Stores, now: Deployment, *, as_of: datetime) -> RolloutEvidence:
