@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
@@ -276,3 +278,26 @@ def test_a_damaged_log_is_an_error_and_not_an_empty_table(tmp_path: Path) -> Non
         file.unlink()
     with pytest.raises(LakeError, match="'accepted' of 'flight_delay'"):
         lake.version("accepted", "flight_delay")
+
+
+#: peak memory in MB of appending and scanning so many rows of nine columns
+_PEAK = """
+import resource, sys
+import numpy as np, pyarrow as pa
+from perennial.stores.lake import DeltaLake
+lake, numbers = DeltaLake(sys.argv[1]), np.random.default_rng(0)
+columns = {f"x{n}": numbers.normal(size=100_000) for n in range(8)}
+(batch,) = pa.table({**columns, "partition": ["2013-06-03T00:00:00"] * 100_000}).to_batches()
+rows = pa.RecordBatchReader.from_batches(batch.schema, (batch for _ in range(int(sys.argv[2]))))
+lake.append("accepted", "big", rows, transaction="1")
+assert sum(b.num_rows for b in lake.scan("accepted", "big")) == int(sys.argv[2]) * 100_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    def peak_mb(batches: int) -> int:
+        command = [sys.executable, "-c", _PEAK, str(tmp_path / str(batches)), str(batches)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert peak_mb(40) - peak_mb(8) < 120

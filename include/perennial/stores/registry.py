@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -491,7 +492,7 @@ def _is_absence(error: BaseException) -> bool:
         or code in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
         or "No such file or directory" in told
         or "No such artifact" in told
-        or "404" in told
+        or getattr(getattr(error, "response", None), "status_code", None) == HTTPStatus.NOT_FOUND
     )
 
 
