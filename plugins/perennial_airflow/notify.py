@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from perennial.errors import BatchQuarantined
-from perennial.settings import Settings
 from perennial.specs import ModelSpec
 
 if TYPE_CHECKING:
     from airflow.providers.standard.operators.hitl import HITLOperator
     from airflow.sdk import Context
     from airflow.sdk.bases.notifier import BaseNotifier
+
+    from perennial.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
             """Send the alert with the address of the page where the answer is given."""
             operator = cast("HITLOperator", context["task"])
             where = operator.generate_link_to_ui(
-                task_instance=context["task_instance"], base_url=Settings().airflow_url
+                task_instance=context["task_instance"], base_url=_settings().airflow_url
             )
             alert = Alert(
                 headline="Approval wanted",
@@ -210,16 +211,23 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
 # --- where to look --------------------------------------------------------------------------------------------------
 
 
+def _settings() -> Settings:
+    # reading the environment needs a library that no parse of a DAG file should wait for
+    from perennial.settings import Settings
+
+    return Settings()
+
+
 def status_url(spec: ModelSpec) -> str:
     """The model's status page in the Airflow UI."""
-    return f"{Settings().airflow_url}/perennial/status/{quote(spec.name)}"
+    return f"{_settings().airflow_url}/perennial/status/{quote(spec.name)}"
 
 
 def reports_url(spec: ModelSpec) -> str:
     """The model's reports."""
-    return f"{Settings().airflow_url}/perennial/reports/{quote(spec.name)}"
+    return f"{_settings().airflow_url}/perennial/reports/{quote(spec.name)}"
 
 
 def mlflow_model_url(spec: ModelSpec) -> str:
     """The model's versions in MLflow."""
-    return f"{Settings().mlflow_url}/#/models/{quote(spec.name)}"
+    return f"{_settings().mlflow_url}/#/models/{quote(spec.name)}"

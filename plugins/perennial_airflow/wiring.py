@@ -30,12 +30,12 @@ from perennial.errors import (
     UntrustedType,
 )
 from perennial.records import Partition, RunLink
-from perennial.settings import Settings
 from perennial.specs import ModelSpec
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection, Context
 
+    from perennial.settings import Settings
     from perennial.stores.ports import Ledger, Stores
 
 #: A second try finds the same rows, the same spec or the same bytes, and fails the same way.
@@ -141,6 +141,8 @@ def settings() -> Settings:
     Each connection is optional. The ledger's is read as a SQLAlchemy URL, MLflow's as an http address; the lake's
     `host` is the root (`s3://bucket/prefix`).
     """
+    from perennial.settings import Settings
+
     found: dict[str, str] = {}
     if ledger := connection("perennial_ledger"):
         found["ledger"] = ledger.get_uri().replace("postgres://", "postgresql+psycopg2://", 1)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Param, get_parsing_context
@@ -30,7 +31,7 @@ def specs_for(workflow: str) -> Iterator[ModelSpec]:
     """
     wanted = get_parsing_context().dag_id
     if wanted is None:
-        yield from load_specs()[0].values()
+        yield from _all_specs(_stamp())[0].values()
         return
     for file in spec_files():
         if dag_id(file.parent.name, workflow) == wanted:
@@ -44,8 +45,20 @@ def refuse_bad_specs() -> None:
     Raises:
         SpecError: with file, line, value and cure of each problem.
     """
-    if get_parsing_context().dag_id is None and (bad := load_specs()[1]):
+    if get_parsing_context().dag_id is None and (bad := _all_specs(_stamp())[1]):
         raise SpecError("\n".join(str(error) for error in bad.values()))
+
+
+def _stamp() -> tuple[tuple[Path, int, int], ...]:
+    """Changes whenever a spec file comes, goes or is written."""
+    found = [(file, file.stat()) for file in spec_files()]
+    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in found)
+
+
+@lru_cache(maxsize=1)
+def _all_specs(_: tuple[tuple[Path, int, int], ...]) -> tuple[dict[str, ModelSpec], dict[Path, SpecError]]:
+    """Each spec is read once for the six DAG files, where one process parses them all."""
+    return load_specs()
 
 
 def dag_id(model: str, workflow: str) -> str:
