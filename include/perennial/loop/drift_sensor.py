@@ -132,8 +132,6 @@ def _outcome(entry: LedgerEntry) -> str | None:
         ("rollout", Verdict.ROLL_BACK): "rolled_back",
         ("override", Verdict.ROLL_BACK): "rolled_back",
         ("retrain", "FAILED"): "failed",
-        # another run held the lease: this verdict started nothing
-        ("retrain", "SKIPPED"): "failed",
     }.get((entry.kind, entry.verdict))
 
 
@@ -144,6 +142,10 @@ def _points(measured: list[Measurement], name: str, kind: str) -> tuple[QualityP
         by.setdefault(m.partition, {})[m.name] = m
     points = []
     for key, found in sorted(by.items()):
+        if kind == "realised" and name not in found and "due" in found and found["due"].rows:
+            # labels are due and absent: said, not left out, or nobody would ever hear of it
+            points.append(QualityPoint(partition=key, loss=LossSum(0, 0.0, 0.0), scored=found["due"].rows))
+            continue
         if name not in found or (kind == "estimated" and "loss" in found):
             continue
         loss = found[name]
