@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -156,8 +157,9 @@ def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
     import pandas as pd
 
     joined = entities[0] if len(entities) == 1 else pc.binary_join_element_wise(*entities, "\x1f")
-    # SipHash with the salt as its key: uniform, and stable across processes and releases
-    key = (salt or "perennial").ljust(16, "0")[:16]
+    # SipHash, uniform and stable across processes and releases. Its key takes 16 bytes: a digest, for the salts of
+    # rollouts may begin alike
+    key = hashlib.sha256(salt.encode()).hexdigest()[:16]
     hashed = pd.util.hash_array(joined.to_numpy(zero_copy_only=False), hash_key=key, categorize=False)
     return np.asarray(hashed / np.float64(2**64) < split)
 
