@@ -1,0 +1,184 @@
+"""Labels come late, twice, out of order, corrected, before their prediction: the measurements end the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_model import DAY, MadeModel
+from states import outcome_of, rows_of
+
+from perennial.errors import NullLabel
+from perennial.intake import collect_labels, labels_known
+from perennial.records import Partition, RunLink
+from perennial.stores.ports import Stores
+
+World = Callable[[str], Stores]
+#: entity, label, known at
+Label = tuple[dict[str, Any], int, datetime]
+
+
+def truth(made: MadeModel, day: Partition) -> list[Label]:
+    """The labels of one day as they are in the end, each known two hours after its event."""
+    rows = pq.read_table(made.labels_file(day)).to_pylist()
+    return [(row, row["outcome"], row["happened_at"] + timedelta(hours=2)) for row in rows]
+
+
+def deliver(made: MadeModel, day: Partition, labels: list[Label]) -> None:
+    """Write the day's file of labels as a source would that knows these."""
+    schema = pa.schema(
+        [
+            ("event_id", pa.string()),
+            ("happened_at", pa.timestamp("us", tz="UTC")),
+            ("outcome", pa.int64()),
+            ("known_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+    rows = [
+        {"event_id": row["event_id"], "happened_at": row["happened_at"], "outcome": label, "known_at": known_at}
+        for row, label, known_at in labels
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), made.labels_file(day))
+
+
+def figures(stores: Stores, day: Partition) -> dict[tuple[str, str, str], tuple[float, int]]:
+    """What is known of a day's quality; not how many rows of labels came in."""
+    found = stores.ledger.measurements("made", partition=day.key)
+    return {(m.name, m.version, m.slice): (m.value, m.rows) for m in found if m.name != "label_rows"}
+
+
+def live(made: MadeModel, stores: Stores, days: range) -> None:
+    for number in days:
+        made.score(stores, made.day(number))
+        made.monitor(stores, made.day(number))
+
+
+@pytest.fixture
+def on_time(made: MadeModel, world: World) -> dict[tuple[str, str, str], tuple[float, int]]:
+    """The first day's figures where every label came once and on time."""
+    stores = world("champion")
+    live(made, stores, range(3))
+    found = figures(stores, made.day(0))
+    assert found["loss", "1", ""][1] == 400
+    return found
+
+
+def late(made: MadeModel, labels: list[Label]) -> tuple[list[Label], list[Label]]:
+    return labels[::2], [(row, label, known + DAY) for row, label, known in labels[1::2]] + labels[::2]
+
+
+def doubled(made: MadeModel, labels: list[Label]) -> tuple[list[Label], list[Label]]:
+    return labels + labels, labels[::-1] + labels
+
+
+def corrected(made: MadeModel, labels: list[Label]) -> tuple[list[Label], list[Label]]:
+    wrong = [(row, 1 - label, known) for row, label, known in labels]
+    return wrong, wrong + [(row, label, known + DAY) for row, label, known in labels]
+
+
+def corrected_out_of_order(made: MadeModel, labels: list[Label]) -> tuple[list[Label], list[Label]]:
+    wrong = [(row, 1 - label, known - timedelta(minutes=30)) for row, label, known in labels]
+    return labels[100:], wrong[::-1] + labels
+
+
+@pytest.mark.parametrize("way", [late, doubled, corrected, corrected_out_of_order])
+def test_labels_that_come_otherwise_converge_to_the_same_figures(
+    way: Callable[[MadeModel, list[Label]], tuple[list[Label], list[Label]]],
+    own_made: MadeModel,
+    world: World,
+    on_time: dict[Any, Any],
+) -> None:
+    made, stores, day = own_made, world("champion"), own_made.day(0)
+    first, then = way(made, truth(made, day))
+    deliver(made, day, first)
+    live(made, stores, range(1))
+    deliver(made, day, then)
+    live(made, stores, range(1, 3))
+    assert figures(stores, day) == on_time
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_order_of_deliveries_the_figures_are_the_same(
+    seed: int, own_made: MadeModel, world: World, on_time: dict[Any, Any]
+) -> None:
+    made, stores, day, draw = own_made, world("champion"), own_made.day(0), Random(seed)
+    labels = truth(made, day)
+    pool = [*labels]
+    for row, label, known in draw.sample(labels, 150):
+        pool.append((row, 1 - label, known - timedelta(minutes=draw.randrange(1, 60))))
+        pool.append((row, label, known))
+    draw.shuffle(pool)
+    for number in range(3):
+        deliver(made, day, pool if number == 2 else draw.sample(pool, 120))
+        live(made, stores, range(number, number + 1))
+    assert figures(stores, day) == on_time
+
+
+def test_labels_that_were_there_before_the_prediction_give_the_same_figures(
+    own_made: MadeModel, world: World, on_time: dict[Any, Any]
+) -> None:
+    made, stores, day = own_made, world("champion"), own_made.day(0)
+    deliver(made, day, [(row, label, day.start - DAY) for row, label, _ in truth(made, day)])
+    assert collect_labels(made.spec, stores, day.start, day.end, as_of=day.start, settings=made.settings) == 400
+    assert figures(stores, day) == {}
+    live(made, stores, range(3))
+    assert figures(stores, day) == on_time
+
+
+def test_a_label_counts_from_the_moment_at_which_it_is_known(own_made: MadeModel, world: World) -> None:
+    made, stores, day = own_made, world("champion"), own_made.day(0)
+    deliver(made, day, [(row, label, day.end + DAY) for row, label, _ in truth(made, day)])
+    live(made, stores, range(1))
+    assert ("loss", "1", "") not in figures(stores, day)
+    assert len(labels_known(made.spec, stores, day.start, day.end, day.end)) == 0
+    live(made, stores, range(1, 3))
+    assert figures(stores, day)["loss", "1", ""][1] == 400
+
+
+def test_a_correction_is_measured_again_and_the_old_figure_stays_in_its_time(own_made: MadeModel, world: World) -> None:
+    made, stores, day = own_made, world("champion"), own_made.day(0)
+    live(made, stores, range(2))
+    right = figures(stores, day)["loss", "1", ""]
+    deliver(made, day, [(row, 1 - label, day.end + DAY) for row, label, _ in truth(made, day)])
+    live(made, stores, range(2, 3))
+    wrong = figures(stores, day)["loss", "1", ""]
+    assert wrong[0] > right[0]
+    known = labels_known(made.spec, stores, day.start, day.end, day.end).to_pylist()
+    assert {row["event_id"]: row["label"] for row in known} == {r["event_id"]: v for r, v, _ in truth_of(stores, day)}
+
+
+def truth_of(stores: Stores, day: Partition) -> list[Label]:
+    """The labels of the day that were known at its end."""
+    rows = [row for row in rows_of(stores, "labels") if row["partition"] == day.key and row["known_at"] < day.end]
+    return [(row, row["label"], row["known_at"]) for row in rows]
+
+
+def test_labels_collected_twice_are_added_once(made: MadeModel, world: World) -> None:
+    stores, day = world("champion"), made.day(0)
+    added = [
+        collect_labels(made.spec, stores, day.start, day.end, as_of=day.end, settings=made.settings) for _ in range(2)
+    ]
+    assert added == [400, 0]
+    assert len([row for row in rows_of(stores, "labels") if row["partition"] == day.key]) == 400
+
+
+def test_a_label_that_is_no_label_stops_the_monitoring_and_adds_none(own_made: MadeModel, world: World) -> None:
+    made, stores, day = own_made, world("stable"), own_made.day(3)
+    made.score(stores, day)
+    labels = pq.read_table(made.labels_file(day))
+    spoilt = pa.array([None, *labels["outcome"].to_pylist()[1:]], pa.int64())
+    made.edit(day, lambda rows: rows.set_column(2, "outcome", spoilt), labels=True)
+    before = outcome_of(stores)
+    with pytest.raises(NullLabel, match=r"1 of 400 labels in column 'outcome' \(spec.yaml line 12\) are null"):
+        made.monitor(stores, day)
+    after = outcome_of(stores)
+    assert after["rows"] == before["rows"]
+    assert ("health", day.key) not in {(e["kind"], e["subject"]) for e in after["ledger"]}
+    # delivered right, the same task goes on
+    made.edit(day, lambda rows: labels, labels=True)
+    assert made.monitor(stores, day, RunLink(f"live-{day.key}"))["measured"] == [made.day(2).key, day.key]
