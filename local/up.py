@@ -7,6 +7,7 @@ loopback. `AIRFLOW_PORT` and `MLFLOW_PORT` move the ports, `PERENNIAL_HOME` move
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -21,12 +22,13 @@ import urllib.request
 from pathlib import Path
 
 import honcho.manager
+import psutil
 from honcho.environ import parse_procfile
 from honcho.printer import Printer
 
 PROJECT = Path(__file__).resolve().parent.parent
-#: The scheduler waits for its running tasks; after this many seconds it is killed.
-STOP_SECONDS = 30
+#: Tasks that run may end; what still lives after this many seconds, or at a second Ctrl-C, is killed.
+STOP_SECONDS = 20
 READY_SECONDS = 180
 
 
@@ -45,16 +47,40 @@ def main() -> int:
 
     honcho.manager.KILL_WAIT = STOP_SECONDS
     logs = (home / "logs" / "stack.log").open("w", encoding="utf-8")
-    manager = honcho.manager.Manager(Printer(output=logs if quiet else sys.stdout, prefix=True))
+    manager = Stack(Printer(output=logs if quiet else sys.stdout, prefix=True))
     for name, command in parse_procfile((PROJECT / "Procfile").read_text(encoding="utf-8")).processes.items():
         manager.add_process(name, command, env=environment, cwd=str(PROJECT))
     # a closed terminal stops the stack as Ctrl-C does
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     threading.Thread(target=announce, args=(home, environment), daemon=True).start()
     manager.loop()
+    manager.kill()
     asked_to_stop = manager.returncode in {130, 143}
     print("Stopped." if asked_to_stop else f"A component ended by itself (code {manager.returncode}).", flush=True)
     return 0 if asked_to_stop else 1
+
+
+class Stack(honcho.manager.Manager):
+    """The components, and whatever they start.
+
+    A task is a process group of its own and outlives its scheduler, but it stays in the session that honcho opens for
+    each component: so whole sessions are ended.
+    """
+
+    def terminate(self) -> None:
+        """Ask every component to stop; asked again, kill."""
+        if self._terminating:
+            self.kill()
+        super().terminate()
+
+    def kill(self) -> None:
+        """Kill all that is left of the components' sessions."""
+        super().kill()
+        sessions = {process["pid"] for process in self._processes.values() if "pid" in process}
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) in sessions:
+                    os.kill(pid, signal.SIGKILL)
 
 
 def stack_environment(home: Path) -> dict[str, str]:
