@@ -103,7 +103,6 @@ def stack_environment(home: Path) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "1",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         # where things are
         "AIRFLOW_HOME": str(home / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
@@ -121,6 +120,8 @@ def stack_environment(home: Path) -> dict[str, str]:
         "AIRFLOW__API_AUTH__JWT_SECRET": made_up["jwt"],
         # a small machine, and batches that follow each other: look often, run few at a time
         "AIRFLOW__CORE__PARALLELISM": "4",
+        # OpenMP threads that wait for a busy core burn the other ones: one a task is steadier
+        "OMP_NUM_THREADS": "1",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         # a task's supervisor may miss the end of its process, and looks again only after this time
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
