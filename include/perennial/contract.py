@@ -311,6 +311,9 @@ def _labels(delivery: Delivery) -> pa.ChunkedArray:
     values = _dense(delivery.table[column])
     if spec.task != "regression":
         void = pc.is_null(values, nan_is_null=True)
+        if pa.types.is_floating(values.type):
+            # infinity is no label either, and not "any other value" than the positive one
+            void = pc.or_(void, pc.fill_null(pc.is_inf(values), fill_value=False))
     elif pa.types.is_string(values.type) or pa.types.is_temporal(values.type):
         raise delivery.wrong_type(column, "a number", "Write the label as a number.")
     else:
