@@ -8,6 +8,7 @@ new days is right. `noise` and `channel` never say anything about the label.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -254,8 +255,26 @@ def write_model(folder: Path, task: str = "binary") -> MadeModel:
         labels = rows.select(["event_id", "happened_at", "outcome"])
         pq.write_table(labels, model / f"labels/{day:%Y-%m-%d}.parquet")
         day += DAY
-    settings = Settings(home=folder / "home", suites=folder / "suites")
-    return MadeModel(load_spec(model / "spec.yaml"), settings)
+    return MadeModel(load_spec(model / "spec.yaml"), settings_in(folder))
+
+
+def settings_in(folder: Path) -> Settings:
+    """Stores below `folder/home`, whatever the environment says."""
+    home = folder / "home"
+    return Settings(
+        home=home,
+        suites=folder / "suites",
+        lake=str(home / "lake"),
+        ledger=f"sqlite:///{home / 'ledger.db'}",
+        MLFLOW_TRACKING_URI=f"sqlite:///{home / 'mlflow.db'}",
+    )
+
+
+def copy_model(made: MadeModel, folder: Path) -> MadeModel:
+    """The same model below `folder`, which must not exist; its files may be edited."""
+    root = made.spec.folder.parent.parent
+    shutil.copytree(root, folder, ignore=shutil.ignore_patterns("home"))
+    return MadeModel(load_spec(folder / "models/made/spec.yaml"), settings_in(folder))
 
 
 def made_rows(day: datetime, task: str) -> pa.Table:

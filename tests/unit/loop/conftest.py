@@ -9,7 +9,6 @@ is champion.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from clones import clone
-from made_model import MadeModel, write_model
+from made_model import MadeModel, copy_model, write_model
 
 from perennial import intake
 from perennial.measures import checks
 from perennial.records import RunLink, ValidationReport
-from perennial.settings import Settings
-from perennial.specs import load_spec
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
 
@@ -60,10 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
 @pytest.fixture
 def own_made(made: MadeModel, tmp_path: Path) -> MadeModel:
     """A copy of the model whose files a test may edit."""
-    root = made.spec.folder.parent.parent
-    shutil.copytree(root, tmp_path / "own")
-    spec = load_spec(tmp_path / "own/models/made/spec.yaml")
-    return MadeModel(spec, Settings(home=tmp_path / "own/home", suites=tmp_path / "own/suites"))
+    return copy_model(made, tmp_path / "own")
 
 
 @pytest.fixture(scope="session")
