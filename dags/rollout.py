@@ -79,6 +79,7 @@ def rollout_dag(spec: ModelSpec) -> DAG:
                     as_of=at.as_of_model,
                     run=at.run,
                     rollout_id=at.run.run_id,
+                    approved_by=approver(),
                 )
 
         @task(trigger_rule=TriggerRule.ALL_DONE, execution_timeout=timedelta(minutes=10))
@@ -104,6 +105,12 @@ def rollout_dag(spec: ModelSpec) -> DAG:
             last >> stage
             last = stage
     return dag
+
+
+def approver() -> str | None:
+    """Who answered `approve`; None where nobody was asked."""
+    answer = get_current_context()["ti"].xcom_pull(task_ids="approve") or {}
+    return (answer.get("responded_by_user") or {}).get("name")
 
 
 def approve(spec: ModelSpec) -> BaseOperator:

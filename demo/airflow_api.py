@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
 RETRY_SECONDS = (1, 5, 15)
+NOT_FOUND = 404
 
 
 class Airflow:
@@ -26,12 +28,21 @@ class Airflow:
 
     def runs(self, dag_id: str, **query: str) -> list[dict[str, Any]]:
         """Runs of a DAG, newest first."""
-        text = "&".join(f"{key}={value}" for key, value in {"limit": "100", "order_by": "-id", **query}.items())
+        text = "&".join(f"{key}={value}" for key, value in {"limit": "5", "order_by": "-id", **query}.items())
         return list(self._send("GET", f"/api/v2/dags/{dag_id}/dagRuns?{text}")["dag_runs"])
 
     def run_of(self, dag_id: str, partition: str) -> dict[str, Any] | None:
         """The newest run of a DAG for one partition."""
-        return next((run for run in self.runs(dag_id) if run.get("partition_key") == partition), None)
+        return next(iter(self.runs(dag_id, partition_key_prefix_pattern=urllib.parse.quote(partition))), None)
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
+        """One run by its id."""
+        try:
+            return dict(self._send("GET", f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}"))
+        except urllib.error.HTTPError as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
 
     def trigger(self, dag_id: str, run_id: str, conf: dict[str, Any]) -> None:
         """Start a run by hand."""

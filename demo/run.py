@@ -44,6 +44,7 @@ MLFLOW_URL = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
 SHORT_END = "2013-09-02"
 DAGS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
 WEEK_TIMEOUT_SECONDS = 300
+LOOK_SECONDS = 0.5
 ENDED = {"success", "failed"}
 console = Console(width=120)
 T = TypeVar("T")
@@ -239,10 +240,7 @@ def _ended(airflow: Airflow, dag_id: str, *, partition: str = "", run_id: str = 
     """Wait until one run of a DAG, by partition or by id, has ended."""
 
     def look() -> dict[str, Any] | None:
-        if run_id:
-            run = next((r for r in airflow.runs(dag_id) if r["dag_run_id"] == run_id), None)
-        else:
-            run = airflow.run_of(dag_id, partition)
+        run = airflow.run(dag_id, run_id) if run_id else airflow.run_of(dag_id, partition)
         return run if run and run["state"] in ENDED else None
 
     return _wait_for(f"{dag_id} of {partition or run_id}", look)
@@ -253,7 +251,7 @@ def _wait_for(what: str, look: Callable[[], T | None]) -> T:
     while time.monotonic() < deadline:
         if found := look():
             return found
-        time.sleep(0.3)
+        time.sleep(LOOK_SECONDS)
     raise TimeoutError(f"waited {WEEK_TIMEOUT_SECONDS} s for {what}; see {os.environ['PERENNIAL_HOME']}/logs")
 
 

@@ -28,9 +28,18 @@ RETRAIN_LEASE = "retrain"
 
 
 def open_rollout(
-    spec: ModelSpec, stores: Stores, version: str, *, as_of: datetime, run: RunLink, rollout_id: str
+    spec: ModelSpec,
+    stores: Stores,
+    version: str,
+    *,
+    as_of: datetime,
+    run: RunLink,
+    rollout_id: str,
+    approved_by: str | None = None,
 ) -> dict[str, Any]:
     """Deploy `version` as challenger with a share of 0: from now on it scores every row and serves none.
+
+    Who approved it, and the digest of what was approved, are written into the ledger.
 
     Returns:
         the deployment as JSON.
@@ -66,7 +75,12 @@ def open_rollout(
             salt=rollout_id,
             rollout_id=rollout_id,
         )
-        body = {"version": version, "artifact_digest": artifact, "steps": list(spec.rollout.steps)}
+        body = {
+            "version": version,
+            "artifact_digest": artifact,
+            "steps": list(spec.rollout.steps),
+            "approved_by": approved_by,
+        }
         _deploy(stores, after, "OPENED", as_of=as_of, run=run, body=body, key=f"open:{rollout_id}")
     stores.registry.set_aliases(spec.name, {"champion": now.champion, "challenger": version})
     holder = stores.ledger.holder(spec.name, RETRAIN_LEASE)
