@@ -93,6 +93,8 @@ class Bench:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "GX_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # as for tasks (config/airflow_local_settings.py); helps the usual way as well
+            "OMP_WAIT_POLICY": "passive",
             "PYTHONPATH": os.pathsep.join(str(PROJECT / name) for name in ("plugins", "config")),
         }
 
