@@ -283,20 +283,33 @@ def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink
     rows = rows.filter(pc.equal(rows["run_id"], run.run_id))
     pairs = rows.group_by(["variant", "model_version"]).aggregate([]).to_pylist()
     versions = {pair["variant"]: pair["model_version"] for pair in pairs}
-    deployment = next(
+    candidates = [
         d
         for d in reversed(stores.ledger.deployments(spec.name))
         if (d.champion, d.challenger) == (versions["champion"], versions.get("challenger"))
-    )
+    ]
+    # the rollout may have moved on since: the stage is the one whose split gives what was served
+    deployment = next((d for d in candidates if _served_by(d, spec, rows)), candidates[0])
     tally = _Tally(deployment, backfill=False)
     for version in tally.assigned:
         own = rows.filter(pc.equal(rows["model_version"], version))
-        mine = assign([_text(own[n].combine_chunks()) for n in spec.entity], deployment.salt, deployment.split)
-        assigned = mine if version == deployment.challenger else ~mine
+        mine = _assigned(deployment, spec, own)
         tally.add(
             version,
-            assigned=int(assigned.sum()),
+            assigned=int((mine if version == deployment.challenger else ~mine).sum()),
             served=pc.sum(own["served"]).as_py(),
             missing=own["prediction"].null_count,
         )
     return deployment, tally
+
+
+def _served_by(deployment: Deployment, spec: ModelSpec, rows: pa.Table) -> bool:
+    if deployment.challenger is None:
+        return True
+    own = rows.filter(pc.equal(rows["model_version"], deployment.challenger))
+    usable = _assigned(deployment, spec, own) & own["prediction"].is_valid().to_numpy()
+    return bool((usable == own["served"].to_numpy()).all())
+
+
+def _assigned(deployment: Deployment, spec: ModelSpec, rows: pa.Table) -> np.ndarray:
+    return assign([_text(rows[n].combine_chunks()) for n in spec.entity], deployment.salt, deployment.split)

@@ -207,3 +207,18 @@ def _plain(answer: Any) -> Any:
     """Without ids and counters of the ledger and the tables, which count writes that were made twice."""
     counted = {"entry", "table_version", "accepted_version", "labels_version"}
     return {k: v for k, v in answer.items() if k not in counted} if isinstance(answer, dict) else answer
+
+
+def test_a_scoring_that_died_is_recorded_with_the_stage_it_served_in_though_the_rollout_moved_on(
+    made: MadeModel, world: World
+) -> None:
+    stores = world("opened")
+    validate(6)(made, stores)
+    with pytest.raises(Killed):
+        scored(6)(made, mortal(stores, Life(1)))
+    entered(1)(made, stores)
+    again = scored(6)(made, stores)
+    entry = stores.ledger.entry(again["entry"])
+    assert (entry.body["deployment"]["stage"], entry.body["deployment"]["split"]) == (0, 0.05)
+    assert entry.body["assigned"] == entry.body["served"]
+    assert entry.body["assigned"]["2"] < 40
