@@ -105,6 +105,8 @@ def stack_environment(home: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         # where things are
         "AIRFLOW_HOME": str(home / "airflow"),
+        # SQLite waits 5 s for a lock by default; on a busy machine a request would fail instead of being late
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

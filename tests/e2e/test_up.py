@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from stack import Stack, free_port, members_of, names, sessions_of
 
 from perennial.specs import load_specs
 
@@ -26,85 +23,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reaso
 COMPONENTS = ("api", "scheduler", "dag-processor", "triggerer", "mlflow")
 #: a made model whose training sleeps; its task is what Ctrl-C must not leave behind
 SLEEPER = "import time\n\n\ndef read(start, end):\n    time.sleep(600)\n"
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def sessions_of(mark: str) -> set[int]:
-    """The sessions of a stack's components, which carry its mark in their environment."""
-    found = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if process.environ().get("STACK_MARK") == mark:
-                found.add(os.getsid(process.pid))
-    return found - {os.getsid(0)}
-
-
-def members_of(sessions: set[int]) -> list[psutil.Process]:
-    """All living processes of the sessions. A task's process hides its environment, but stays in its session."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def names(sessions: set[int]) -> list[str]:
-    return [" ".join(process.cmdline()) for process in members_of(sessions)]
-
-
-class Stack:
-    """A running `local/up.py` with a home, ports and a mark of its own."""
-
-    def __init__(self, project: Path, home: Path, models: Path) -> None:
-        self.mark = secrets.token_hex(8)
-        self.home = home
-        self.ports = {"AIRFLOW_PORT": free_port(), "MLFLOW_PORT": free_port()}
-        plain = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "PERENNIAL", "MLFLOW"))}
-        self.log = home.parent / "up.log"
-        with self.log.open("w") as output:
-            self.up = subprocess.Popen(
-                [sys.executable, str(project / "local" / "up.py")],
-                env={
-                    **plain,
-                    **{name: str(port) for name, port in self.ports.items()},
-                    "PERENNIAL_HOME": str(home),
-                    "PERENNIAL_MODELS": str(models),
-                    "STACK_MARK": self.mark,
-                },
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports['AIRFLOW_PORT']}"
-
-    def wait_until(self, what: str, seen: Any, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not seen():
-            if self.up.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"not {what} within {seconds} s; the end of its output:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.3)
-
-    def call(self, path: str, body: dict[str, Any] | None = None, token: str = "") -> Any:
-        request = urllib.request.Request(  # noqa: S310 - our own http address
-            self.url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the same
-            return json.load(answer)
-
-    def token(self) -> str:
-        passwords = json.loads((self.home / "airflow" / "passwords.json").read_text())
-        user = {"username": "admin", "password": passwords["admin"]}
-        return str(self.call("/auth/token", user)["access_token"])
 
 
 @pytest.fixture
@@ -118,11 +36,7 @@ def stack(project: Path, tmp_path: Path) -> Iterator[Stack]:
     (folder / "pipeline.py").write_text((spec.folder / "pipeline.py").read_text())
     found = Stack(project, tmp_path / "home", tmp_path / "models")
     yield found
-    sessions = sessions_of(found.mark)
-    found.up.kill()
-    for process in members_of(sessions):
-        process.kill()
-    found.up.wait()
+    found.kill()
 
 
 def test_the_stack_starts_answers_on_loopback_only_and_ctrl_c_leaves_nothing_behind(stack: Stack) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perennial import intake
-from perennial.errors import LakeError, LedgerError, StoreError
+from perennial.errors import LakeError, LedgerError, RegistryError, RegistryUnavailable
 from perennial.prediction import predict_batches, prediction_field
 from perennial.records import Deployment, Partition, RunLink, to_json
 from perennial.settings import Settings
@@ -84,7 +84,10 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
     if deployment.challenger is not None:
         try:
             estimators[deployment.challenger] = stores.registry.load(spec.name, deployment.challenger)
-        except StoreError as error:
+        except RegistryUnavailable:
+            # says nothing about the challenger; the task is tried again
+            raise
+        except RegistryError as error:
             # a challenger that is broken must not stop the champion: its predictions are missing, and counted so
             tally.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
     schema = prediction_schema(spec)
