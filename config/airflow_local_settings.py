@@ -7,8 +7,10 @@ import nothing here. What is imported here stays as it is until the component is
 """
 
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 __all__: list[str] = []
@@ -57,7 +59,8 @@ def wanted(arguments: list[str]) -> tuple[str, ...]:
     if arguments[1:2] == ["scheduler"] or arguments[1:3] == ["celery", "worker"]:
         # a team's own libraries, separated by commas
         more = (name for name in os.environ.get("PERENNIAL_PRELOAD", "").split(",") if name)
-        return (*HEAVY, *more)
+        # a task reads its own DAG file first
+        return (*LIGHT, *HEAVY, *more)
     return LIGHT if arguments[1:2] == ["dag-processor"] else ()
 
 
@@ -69,8 +72,15 @@ def preload(modules: Sequence[str]) -> None:
     # libraries that ask for the network or for a log line per class when imported
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in modules:
-        importlib.import_module(name)
+    chatty = logging.getLogger("great_expectations")
+    before = chatty.level
+    chatty.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # skops asks every loaded module for the names of scipy's functions; Airflow warns a thousand times
+        warnings.simplefilter("ignore")
+        for name in modules:
+            importlib.import_module(name)
+    chatty.setLevel(before)
 
 
 if modules := wanted(sys.argv):

@@ -7,7 +7,6 @@ scheduler.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -23,8 +22,8 @@ def begin() -> float:
     """Seconds until the task's body could start."""
     os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"] = DAG_ID
     begun = time.perf_counter()
-    for name in airflow_local_settings.HEAVY:
-        importlib.import_module(name)
+    # in the fresh process too: a thousand warnings of skops's search would cost it seconds more
+    airflow_local_settings.preload(airflow_local_settings.HEAVY)
     dags, _ = parsing.parse(parsing.PROJECT / "dags" / "score.py")
     if dags != 1:
         msg = f"a task of {DAG_ID} parsed {dags} DAGs; it needs its own only."
@@ -50,7 +49,7 @@ if __name__ == "__main__":
     import airflow.sdk.execution_time.task_runner  # noqa: F401
 
     if sys.argv[1] == "forked":
-        airflow_local_settings.preload(airflow_local_settings.HEAVY)
+        airflow_local_settings.preload(airflow_local_settings.wanted(["airflow", "scheduler"]))
         seconds = [in_a_fork() for _ in range(int(sys.argv[2]))]
     else:
         seconds = [begin()]
