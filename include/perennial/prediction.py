@@ -9,10 +9,12 @@ object for every row. Every other pipeline gets a pandas frame, as scikit-learn 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -99,8 +101,8 @@ def score_parquet(
     """Score one Parquet file into a folder of Parquet parts, in the rows' order.
 
     The parts hold entity, event time and `prediction_field` for one estimator; with several, the fields are named
-    `<field>_<version>`. More than one process means one part and one OpenMP thread for each; the source needs as many
-    row groups.
+    `<field>_<version>`. One process scores a batch on each of its processors; of several processes each works on one
+    processor and writes one part, and the source needs as many row groups.
 
     Args:
         estimators: fitted, by model version.
@@ -138,7 +140,8 @@ def score_parquet(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        work = partial(_score_groups, dict(estimators), source, unfinished, spec, batch_rows)
+        threads = (os.cpu_count() or 1) if len(shares) == 1 else 1
+        work = partial(_score_groups, dict(estimators), source, unfinished, spec, batch_rows, threads)
         rows = [work(0, shares[0])] if len(shares) == 1 else _in_processes(work, shares)
         unfinished.rename(target)
     except OSError as error:
@@ -172,12 +175,34 @@ def _one_thread() -> None:
     threadpool_limits(limits=1)
 
 
+def _ahead(
+    score: Callable[[pa.RecordBatch], Scored], batches: Iterable[pa.RecordBatch], threads: int
+) -> Iterator[Scored]:
+    """`map` in order on threads of which each is its own OpenMP team of one; a batch more than threads is in memory.
+
+    Boosted trees meet at a barrier after every tree: a team of several waits there whenever the machine is busy.
+    """
+    from threadpoolctl import threadpool_limits
+
+    # OpenMP keeps its limit by thread; BLAS would take it for the whole process, and is left alone
+    limit = partial(threadpool_limits, limits=1, user_api="openmp")
+    waiting: deque[Future[Scored]] = deque()
+    with ThreadPoolExecutor(threads, initializer=limit) as pool:
+        for batch in filter(len, batches):
+            waiting.append(pool.submit(score, batch))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _score_groups(
     estimators: dict[str, Any],
     source: Path,
     folder: Path,
     spec: ModelSpec,
     batch_rows: int,
+    threads: int,
     number: int,
     groups: list[int],
 ) -> int:
@@ -195,8 +220,12 @@ def _score_groups(
         schema = pa.schema([*(file.schema_arrow.field(c) for c in keys), *(f for v in fields.values() for f in v)])
         stream = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(spec.columns))
         rows = 0
+
+        def score(batch: pa.RecordBatch) -> Scored:
+            return next(predict_batches(estimators, [batch], spec))
+
         with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", schema) as writer:
-            for batch, predictions, _ in predict_batches(estimators, stream, spec):
+            for batch, predictions, _ in _ahead(score, stream, threads):
                 arrays = [batch.column(c) for c in keys] + [a for v in fields for a in predictions[v]]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
                 rows += batch.num_rows

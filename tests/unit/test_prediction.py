@@ -330,6 +330,19 @@ def test_a_file_is_scored_in_its_order_by_one_process_or_two(source: Path, name:
     np.testing.assert_allclose(found["prediction"].to_numpy(), whole, rtol=1e-14, atol=0)
 
 
+def test_an_empty_file_gives_an_empty_part(source: Path) -> None:
+    pq.write_table(pq.read_table(source).slice(0, 0), source)
+    target = source.with_name("scored")
+    assert score_parquet({"1": Broken()}, source, target, make_spec("regression")) == 0
+    assert pq.read_table(target).column_names == ["id", "at", "prediction"]
+
+
+def test_what_an_estimator_refuses_ends_the_file_and_leaves_nothing(source: Path) -> None:
+    with pytest.raises(TrainingError, match="no such feature"):
+        score_parquet({"1": Broken(raises=True)}, source, source.with_name("scored"), make_spec("regression"))
+    assert [p.name for p in source.parent.iterdir()] == ["rows.parquet"]
+
+
 def test_several_versions_stand_side_by_side_under_their_names(source: Path) -> None:
     versions = {"3": fitted(QUICK["ordinal then numbers"]), "4": fitted(QUICK["one-hot, sparse"])}
     target = source.with_name("scored")
