@@ -19,6 +19,9 @@ import pandas as pd
 from perennial.records import LedgerEntry, Verdict
 from perennial.replay import Comparison
 
+#: a rollout's shade by its outcome; blue while it is under way
+SHADES = {Verdict.PROMOTE: "#2e8b57", Verdict.ROLL_BACK: "#c0392b"}
+
 
 @dataclass
 class Retrain:
@@ -103,12 +106,13 @@ def _figure(compared: Comparison, story: Story) -> plt.Figure:
     axes.plot(when, [w["static"] for w in weeks.values()], color="#8c8c8c", label="static: first champion", marker=".")
     axes.plot(when, [w["loop"] for w in weeks.values()], color="#1f5fa8", label="the loop", marker=".", linewidth=2)
     for rollout in story.rollouts:
-        good = rollout.outcome == Verdict.PROMOTE
         for (day, share), (until, _) in zip(
             rollout.stages, [*rollout.stages[1:], (rollout.ended or rollout.stages[-1][0], 0.0)], strict=True
         ):
             start, end = pd.Timestamp(day), pd.Timestamp(until)
-            axes.axvspan(start, end, alpha=0.08 + 0.22 * share, color="#2e8b57" if good else "#c0392b", linewidth=0)
+            axes.axvspan(
+                start, end, alpha=0.08 + 0.22 * share, color=SHADES.get(rollout.outcome, "#1f5fa8"), linewidth=0
+            )
             axes.annotate(f"{share:.0%}", (start, 0.01), xycoords=("data", "axes fraction"), fontsize=7, color="#444")
     marks = [
         ([r.partition for r in story.retrains], "retrain triggered", "v", "#d9822b"),

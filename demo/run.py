@@ -46,7 +46,7 @@ DAGS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
 WEEK_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.5
 ENDED = {"success", "failed"}
-console = Console(width=120)
+console = Console(width=140)
 T = TypeVar("T")
 
 
@@ -228,7 +228,7 @@ def _what_refused(stores: Stores, partition: Partition) -> str:
     if entry is None:
         return "[red]refused[/]: no rows could be read; nothing was written"
     critical = [f for f in entry.body["report"]["failures"] if f["severity"] == "critical"]
-    return f"[red]quarantined[/]: {critical[0]['expectation']}({critical[0]['column']})"
+    return f"[red]quarantined[/]: {critical[0]['expectation'].removeprefix('expect_')}"
 
 
 def _newest(stores: Stores, kind: str, subject: str | None = None) -> LedgerEntry | None:

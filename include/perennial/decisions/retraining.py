@@ -283,7 +283,11 @@ def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
             ),
         )
     if policy.max_age is not None and age > policy.max_age:
-        return "schedule", None, f"schedule: the champion's data are {age} old, {policy.max_age} is the most allowed"
+        return (
+            "schedule",
+            None,
+            f"schedule: the champion's data are {_days(age)} old, {_days(policy.max_age)} is the most allowed",
+        )
     if policy.new_rows is not None and evidence.new_rows >= policy.new_rows * evidence.champion_rows:
         return (
             "new_data",
@@ -294,6 +298,10 @@ def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
             ),
         )
     return None, None, ""
+
+
+def _days(span: timedelta) -> str:
+    return f"{span / timedelta(days=1):.4g} days"
 
 
 def _follow_up(evidence: RetrainingEvidence, history: RetrainingHistory) -> PastRetrain | None:
@@ -331,10 +339,10 @@ def _blocks(evidence: RetrainingEvidence, policy: specs.Retraining, history: Ret
         blocks.append("a partition is quarantined: bad data are mended, not learnt")
     cooldown = _cooldown(policy, history)
     if past and evidence.as_of < past[-1].as_of + cooldown:
-        blocks.append(f"the last retrain was at {past[-1].as_of.isoformat()}, the cooldown is {cooldown}")
+        blocks.append(f"the last retrain was at {past[-1].as_of.isoformat()}, the cooldown is {_days(cooldown)}")
     used = sum(1 for p in past if p.as_of > evidence.as_of - policy.budget_window)
     if used >= policy.budget:
-        blocks.append(f"{used} retrains in {policy.budget_window}, the budget is {policy.budget}")
+        blocks.append(f"{used} retrains in {_days(policy.budget_window)}, the budget is {policy.budget}")
     return blocks
 
 
