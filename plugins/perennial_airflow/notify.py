@@ -169,6 +169,22 @@ def rolled_back(spec: ModelSpec, subject: str, reason: str, log_url: str) -> Non
     send(spec, alert)
 
 
+def undecided(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
+    """A rollout holds, and no evidence to come will move it by itself."""
+    alert = Alert(
+        headline="Rollout undecided",
+        model=spec.name,
+        subject=subject,
+        happened=reason,
+        first=(
+            "Compare both versions on the status page, then take the challenger back (docs/runbooks/rollback.md) or "
+            "let it hold: no retrain starts meanwhile."
+        ),
+        links={"Log": log_url, "Status": status_url(spec)},
+    )
+    send(spec, alert)
+
+
 def promoted(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
     """A challenger became champion."""
     alert = Alert(

@@ -67,6 +67,8 @@ class RolloutStage(BaseOperator):
         elif verdict is Verdict.ROLL_BACK:
             notify.rolled_back(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
             self._skip_later_stages()
+        elif found["needs_person"]:
+            notify.undecided(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
         return verdict
 
     def _skip_later_stages(self) -> None:

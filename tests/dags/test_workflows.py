@@ -408,7 +408,7 @@ def evidence_arrives(monkeypatch: pytest.MonkeyPatch, stores: Stores) -> None:
 
 
 def judged(verdict: str) -> dict[str, Any]:
-    return {"verdict": verdict, "reason": f"{verdict} because", "entry": "j"}
+    return {"verdict": verdict, "reason": f"{verdict} because", "needs_person": False, "entry": "j"}
 
 
 def test_a_good_challenger_walks_all_stages_and_is_promoted(
@@ -419,7 +419,10 @@ def test_a_good_challenger_walks_all_stages_and_is_promoted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evidence_arrives(monkeypatch, stores)
-    rollout.answers["judge"] = [judged(v) for v in ("ADVANCE", "HOLD", "HOLD", "ADVANCE", "ADVANCE", "PROMOTE")]
+    verdicts = [judged(v) for v in ("ADVANCE", "HOLD", "HOLD", "ADVANCE", "ADVANCE", "PROMOTE")]
+    rollout.answers["judge"] = verdicts
+    # the second HOLD is one that only a person can end
+    verdicts[2]["needs_person"] = True
     states = run_dag("rollout", conf={"version": "4"})
 
     assert states["run"] == "success"
@@ -427,7 +430,7 @@ def test_a_good_challenger_walks_all_stages_and_is_promoted(
     assert [given["stage"] for given in rollout.of("judge")] == [0, 1, 1, 1, 2, 3]
     assert {given["rollout_id"] for given in rollout.of("judge")} == {states["run_id"]}
     assert {given["as_of"] for given in rollout.of("judge")} == {BATCH.end}
-    assert alerts == ["Promoted"]
+    assert alerts == ["Rollout undecided", "Promoted"]
 
 
 def test_a_bad_challenger_is_rolled_back_and_never_sees_the_next_stage(

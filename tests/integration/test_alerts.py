@@ -114,6 +114,7 @@ def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
     notify.retrain_refused(SPEC, "run7", "worse by 0.02", log)
     notify.rolled_back(SPEC, "rollout r1", "loss 0.7 against 0.6", log)
     notify.promoted(SPEC, "rollout r1", "not worse on 9000 rows", log)
+    notify.undecided(SPEC, "rollout r1", "8 partitions without a verdict", log)
     notify.cannot_tell(SPEC, "2013-06-03T00:00:00", "no labels", log)
     texts = [body["text"] for _, body in slack.posts]
     assert [text.split("*")[1] for text in texts] == [
@@ -121,6 +122,7 @@ def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
         "Challenger refused",
         "Rolled back",
         "Promoted",
+        "Rollout undecided",
         "Health unknown",
     ]
     for text in texts:

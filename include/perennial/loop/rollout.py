@@ -348,6 +348,8 @@ def _result(spec: ModelSpec, entry: LedgerEntry, stage: int) -> dict[str, Any]:
         "model": spec.name,
         "verdict": entry.verdict,
         "reason": reasons[0],
+        # a HOLD that no evidence to come will end by itself
+        "needs_person": bool(entry.body.get("statistics", {}).get("needs_person")),
         "stage": stage,
         "split": spec.rollout.steps[stage],
         "entry": entry.id,
