@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: rows that are in memory at once, times a few copies; larger is no faster (measured from 32k to 512k)
 BATCH_ROWS = 131_072
+#: a process takes at least so many rows: one process scores on all cores already, and a fork costs a tenth of a second
+PROCESS_ROWS = 1_048_576
 
 Scored = tuple[pa.RecordBatch, dict[str, tuple[pa.Array, ...]], dict[str, str]]
 
@@ -109,7 +111,8 @@ def score_parquet(
         source: needs the spec's columns; others are not read.
         target: folder; appears whole or not at all.
         spec: names the columns.
-        processes: forked from this one, so that they need not import anything again.
+        processes: at most so many, forked from this one so that they need not import anything again; fewer where a
+            process would have fewer than `PROCESS_ROWS` rows.
         batch_rows: memory is proportional to it.
 
     Returns:
@@ -135,7 +138,8 @@ def score_parquet(
         msg = f"{source}: lacks columns {missing}; it has {names}. Rename them, or change the spec."
         raise SourceUnreadable(msg)
     groups = metadata.num_row_groups
-    shares = [list(share) for share in np.array_split(np.arange(groups), min(processes, max(groups, 1)))]
+    worth = max(1, min(processes, groups, metadata.num_rows // PROCESS_ROWS))
+    shares = [list(share) for share in np.array_split(np.arange(groups), worth)]
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

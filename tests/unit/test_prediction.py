@@ -316,6 +316,19 @@ def source(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def _forks_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are worth a process of their own."""
+    monkeypatch.setattr(prediction, "PROCESS_ROWS", 100)
+
+
+def test_a_file_too_small_for_two_processes_is_scored_by_one(source: Path) -> None:
+    target = source.with_name("scored")
+    score_parquet({"1": fitted(QUICK["ordinal then numbers"])}, source, target, make_spec(), processes=2)
+    assert len(list(target.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("_forks_pay")
 @pytest.mark.parametrize("name", ["ordinal then numbers", "one-hot, sparse"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_file_is_scored_in_its_order_by_one_process_or_two(source: Path, name: str, processes: int) -> None:
@@ -375,6 +388,7 @@ class Dies:
         os._exit(9)
 
 
+@pytest.mark.usefixtures("_forks_pay")
 def test_a_process_that_dies_is_an_error_and_leaves_nothing(source: Path) -> None:
     with pytest.raises(TrainingError, match="processes died"):
         score_parquet({"1": Dies()}, source, source.with_name("scored"), make_spec("regression"), processes=2)

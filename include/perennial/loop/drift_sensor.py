@@ -24,10 +24,7 @@ from perennial.records import (
     to_json,
 )
 from perennial.specs import ModelSpec
-from perennial.stores.ports import Stores
-
-#: single-flight lease of a model's retrain, from the frozen snapshot to the refused gate or the opened rollout
-RETRAIN_LEASE = "retrain"
+from perennial.stores.ports import RETRAIN_LEASE, Stores
 
 
 def decide(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink) -> dict[str, Any]:

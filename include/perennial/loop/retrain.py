@@ -31,13 +31,11 @@ from perennial.records import (
 )
 from perennial.settings import PROJECT, Settings
 from perennial.specs import ModelSpec
+from perennial.stores.ports import RETRAIN_LEASE as RETRAIN_LEASE  # noqa: PLC0414 - DAGs and CLI ask for its holder
 from perennial.stores.ports import Stores, TrainingRun
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: single-flight lease, held from the frozen snapshot to the refused gate or the opened rollout
-RETRAIN_LEASE = "retrain"
 
 
 def freeze(

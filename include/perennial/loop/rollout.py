@@ -22,9 +22,7 @@ from perennial.records import (
     to_json,
 )
 from perennial.specs import ModelSpec
-from perennial.stores.ports import Ledger, Stores
-
-RETRAIN_LEASE = "retrain"
+from perennial.stores.ports import RETRAIN_LEASE, Ledger, Stores
 
 
 def open_rollout(

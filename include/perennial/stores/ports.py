@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from perennial.specs import ModelSpec
 
 Table = Literal["accepted", "quarantine", "labels", "predictions"]
+#: the single-flight lease of a model's retrain, held from the frozen snapshot to the refused gate or the opened rollout
+RETRAIN_LEASE = "retrain"
 
 
 @dataclass(frozen=True)
