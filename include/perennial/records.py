@@ -183,16 +183,6 @@ class Trial(_Strict):
     loss: float
 
 
-class Strategy(StrEnum):
-    """How a rollout moves."""
-
-    CANARY = "canary"
-    BLUE_GREEN = "blue_green"
-    SHADOW = "shadow"
-    AB = "ab"
-    ALL_AT_ONCE = "all_at_once"
-
-
 @dataclass(frozen=True)
 class Deployment(_Strict):
     """Who serves what share of which model now. One row of history per revision; the ledger holds them all."""

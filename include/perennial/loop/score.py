@@ -171,7 +171,6 @@ class _Tally:
     """Assigned and served rows, missing predictions and errors per version, counted while the stream passes."""
 
     def __init__(self, deployment: Deployment, *, backfill: bool) -> None:
-        self.deployment = deployment
         self.backfill = backfill
         versions = [v for v in (deployment.champion, deployment.challenger) if v is not None]
         self.assigned = dict.fromkeys(versions, 0)
