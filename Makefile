@@ -7,7 +7,7 @@ PYTHON_IN_VENV := .venv/bin/python
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check bench lock clean
+.PHONY: help setup demo up test check bench bench-decisions lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ check: setup ## lint, format, types, import rules
 
 bench: setup ## measure speed against the usual ways; writes benchmarks/results/speed.json
 	$(PYTHON_IN_VENV) benchmarks/speed.py
+
+bench-decisions: setup ## measure how often decisions err, beside the usual rules (QUICK=1: few runs); writes benchmarks/results/decisions.json
+	$(PYTHON_IN_VENV) benchmarks/decisions.py
 
 lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1: with newer versions)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard .venv/tools/bin/uv) uv) pip compile --quiet --universal \

@@ -1,0 +1,176 @@
+"""How often are the decisions right, and how often do the usual rules err on the same data: `make bench-decisions`.
+
+Prints the tables and writes `benchmarks/results/decisions.json`. Every figure is seeded and has its 95 % interval.
+`QUICK=1` takes few runs and three minutes; its figures are no measurements, and go to
+`.perennial/bench/decisions_quick.json`. `--only drift canary` runs some sections, prints, and writes nothing.
+`--readme` writes the tables of the newest full run into README.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+# one thread a process: the runs themselves are spread over the cores. Before numpy and scikit-learn are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from processes import PROJECT
+from rates.tables import Figure, Section
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from perennial.settings import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RESULTS = PROJECT / "benchmarks" / "results"
+BEGIN, END = "<!-- figures: decisions -->", "<!-- end of figures: decisions -->"
+#: the files of `rates/`, in the order of the loop
+SECTIONS = ("drift", "retraining", "estimates", "gate", "canary", "audit")
+LIBRARIES = ("evidently", "numpy", "river", "scikit-learn", "scipy")
+
+
+class Runner:
+    """Spreads the runs of a section over the cores and shows how far they are."""
+
+    def __init__(self, console: Console, pool: ProcessPoolExecutor, *, quick: bool) -> None:
+        self.quick = quick
+        self._console = console
+        self._pool = pool
+
+    def map(self, function: Callable[[T], R], items: Iterable[T], label: str) -> list[R]:
+        """See `rates.tables.Bench`."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        begun = time.monotonic()
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            futures = {self._pool.submit(function, item): place for place, item in enumerate(items)}
+            task = progress.add_task(label, total=len(futures))
+            found: dict[int, R] = {}
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                progress.advance(task)
+        self._console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/]  {label}  [dim]{len(found)} runs[/]")
+        return [found[place] for place in range(len(found))]
+
+
+def show(console: Console, section: Section) -> None:
+    for table in section.tables:
+        drawn = Table(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+        for column in table.columns:
+            drawn.add_column(column)
+        for row in table.rows:
+            drawn.add_row(*map(str, row))
+        console.print(drawn)
+    for claim in section.claims:
+        mark = "[green]met[/]" if claim.met else "[red]missed[/]"
+        console.print(f"  {mark}  {claim.text}: {claim.figure}, asked {claim.target}")
+
+
+def written(section: Section) -> dict[str, object]:
+    """A section as JSON; figures keep their text beside their numbers."""
+
+    def cell(value: str | Figure) -> object:
+        return {**asdict(value), "text": str(value)} if isinstance(value, Figure) else value
+
+    return {
+        "tables": [
+            {
+                "title": table.title,
+                "note": table.note,
+                "columns": list(table.columns),
+                "rows": [[cell(value) for value in row] for row in table.rows],
+            }
+            for table in section.tables
+        ],
+        "claims": [
+            {"text": c.text, "figure": cell(c.figure), "target": c.target, "met": c.met} for c in section.claims
+        ],
+    }
+
+
+def readme() -> None:
+    """Write the tables of the newest full run into README.md."""
+    found = json.loads((RESULTS / "decisions.json").read_text(encoding="utf-8"))
+    lines = [BEGIN, f"Measured {found['when'][:10]} in {found['minutes']:.0f} minutes on {found['machine']}.", ""]
+    for section in found["sections"].values():
+        for table in section["tables"]:
+            lines += [f"**{table['title']}**", ""]
+            lines += [f"| {' | '.join(table['columns'])} |", "|" + "---|" * len(table["columns"])]
+            lines += [
+                f"| {' | '.join(c['text'] if isinstance(c, dict) else c for c in row)} |" for row in table["rows"]
+            ]
+            lines += ["", *([table["note"], ""] if table["note"] else [])]
+    claims = [claim for section in found["sections"].values() for claim in section["claims"]]
+    lines += [
+        f"**Targets: {sum(c['met'] for c in claims)} of {len(claims)} met**",
+        "",
+        "| target | asked | measured | |",
+        "|---|---|---|---|",
+        *(
+            f"| {c['text']} | {c['target']} | {c['figure']['text']} | {'met' if c['met'] else '**missed**'} |"
+            for c in claims
+        ),
+        "",
+    ]
+    file = PROJECT / "README.md"
+    text = file.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    file.write_text(before + "\n".join(lines) + END + rest.split(END)[1], encoding="utf-8")
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections only; nothing is written")
+    parser.add_argument("--readme", action="store_true", help="write the newest full run's tables into README.md")
+    given = parser.parse_args()
+    if given.readme:
+        readme()
+        return 0
+    quick = os.environ.get("QUICK", "") not in {"", "0"}
+    # a fixed width, so that the tables are whole in a log file too
+    console = Console(width=180)
+    begun = time.monotonic()
+    sections: dict[str, Section] = {}
+    with ProcessPoolExecutor(int(os.environ.get("JOBS", "0")) or os.cpu_count()) as pool:
+        bench = Runner(console, pool, quick=quick)
+        for name in given.only or SECTIONS:
+            console.rule(name)
+            sections[name] = importlib.import_module(f"rates.{name}").run(bench)
+            show(console, sections[name])
+    minutes = (time.monotonic() - begun) / 60
+    console.print(f"{minutes:.1f} minutes")
+    if given.only:
+        return 0
+    file = Settings().home / "bench" / "decisions_quick.json" if quick else RESULTS / "decisions.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": minutes,
+        "machine": machine(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "sections": {name: written(section) for name, section in sections.items()},
+    }
+    file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    console.print(f"written: {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
