@@ -189,7 +189,7 @@ def status(*, as_json: AsJson = False) -> None:
 
 
 #: kinds of ledger entries that a person asks about; the others are bookkeeping
-DECISIONS = ("validation", "drift", "retraining", "promotion", "rollout", "override")
+DECISIONS = ("validation", "drift", "label_drift", "retraining", "promotion", "rollout", "override")
 
 
 def _status_of(spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:

@@ -459,8 +459,8 @@ class LedgerEntry(_Strict):
     seq: int
     id: str
     model: str
-    #: validation | scoring | drift | health | retraining | retrain | snapshot | promotion | deployment | rollout |
-    #: override
+    #: validation | scoring | drift | label_drift | health | retraining | retrain | snapshot | promotion | deployment |
+    #: rollout | override
     kind: str
     #: what it is about: a partition key, an MLflow run, a rollout id
     subject: str

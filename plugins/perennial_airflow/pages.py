@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from perennial.stores.ports import Ledger
 
 #: Kinds of ledger entries that a person wants to see; the rest is bookkeeping.
-DECISIONS = ("validation", "drift", "health", "retraining", "promotion", "rollout", "deployment", "override")
+DECISIONS = (
+    "validation",
+    "drift",
+    "label_drift",
+    "health",
+    "retraining",
+    "promotion",
+    "rollout",
+    "deployment",
+    "override",
+)
 SHOWN_DECISIONS = 15
 SHOWN_REPORTS = 20
 WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")

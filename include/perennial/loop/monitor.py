@@ -16,6 +16,7 @@ from perennial.decisions import drift
 from perennial.errors import LedgerError
 from perennial.measures import profiles, quality
 from perennial.records import (
+    ColumnProfile,
     Decision,
     Deployment,
     DriftEvidence,
@@ -44,7 +45,8 @@ def monitor(
     """Measure one scored partition, and every older one whose labels have changed by `as_of`.
 
     Returns:
-        model, partition, drift verdict, drifted columns, ledger ids, partitions whose quality was measured again.
+        model, partition, drift verdict, drifted columns, ledger ids, partitions whose quality was measured again, and
+        the label drift verdict of those among them whose labels are all due.
 
     Raises:
         LedgerError: the partition was never scored.
@@ -63,7 +65,7 @@ def monitor(
         key=f"drift:{partition.key}:{run.run_id}",
     )
     stores.ledger.measure(_estimated_quality(spec, stores, partition, scoring, deployment, as_of))
-    measured = _measure_quality(spec, stores, partition, as_of=as_of, settings=settings)
+    measured, labels = _measure_quality(spec, stores, partition, as_of=as_of, run=run, settings=settings)
     drifted = drifted_columns(decision)
     health = stores.ledger.append(
         model=spec.name,
@@ -80,6 +82,7 @@ def monitor(
             "data_quality": _data_quality(decision),
             "predictions": {version: to_json(column) for version, column in predictions.items()},
             "measured": measured,
+            "label_drift": {key: {"verdict": e.verdict, "entry": e.id} for key, e in labels.items()},
         },
         run=run,
         key=f"health:{partition.key}:{run.run_id}",
@@ -91,6 +94,7 @@ def monitor(
         "drifted": drifted,
         "reasons": list(decision.reasons),
         "measured": measured,
+        "label_drift": {key: entry.verdict for key, entry in labels.items()},
         "entry": health.id,
     }
 
@@ -152,7 +156,8 @@ def _judge_drift(
     bins = stores.registry.profile(spec.name, deployment.champion)
     features = Profile(rows=bins.rows, columns={c: bins.columns[c] for c in spec.features.names})
     current = _profile_rows(spec, stores, features, partition.key, partition.bound)
-    reference, kind = _reference(spec, stores, partition, features)
+    keys, kind = _reference_keys(spec, stores, partition)
+    reference = _profile_rows(spec, stores, features, keys[0], _bound_of(spec, keys[-1])) if keys else features
     predictions: dict[str, Any] = {}
     if "prediction" in bins.columns:
         output = Profile(rows=bins.columns["prediction"].rows, columns={"prediction": bins.columns["prediction"]})
@@ -160,24 +165,80 @@ def _judge_drift(
             rows = _predictions(spec, stores, partition, run_id).filter(pc.field("model_version") == version)
             found = profiles.profile(rows.select(["prediction"]).to_reader(), output)
             predictions[version] = found.columns["prediction"]
-        reference = replace(reference, columns={**reference.columns, "prediction": bins.columns["prediction"]})
-        current = replace(current, columns={**current.columns, "prediction": predictions[deployment.champion]})
+        before: ColumnProfile | None = bins.columns["prediction"]
+        if keys:
+            before = _predictions_then(spec, stores, keys, deployment.champion, output, reference.rows)
+        if before is not None:
+            reference = replace(reference, columns={**reference.columns, "prediction": before})
+            current = replace(current, columns={**current.columns, "prediction": predictions[deployment.champion]})
     evidence = DriftEvidence(partition=partition.key, reference=reference, current=current, reference_kind=kind)
     return drift.decide(evidence, spec.monitoring, None), predictions
 
 
-def _reference(spec: ModelSpec, stores: Stores, partition: Partition, features: Profile) -> tuple[Profile, str]:
-    """What the batch is compared with: the training rows, or recent or same-season rows where the lake holds them."""
+def _reference_keys(spec: ModelSpec, stores: Stores, partition: Partition) -> tuple[list[str], str]:
+    """The partitions that the batch is compared with: recent ones or the same season's, where the lake holds them.
+
+    None of them and `training` where it does not: the training rows are the reference then.
+    """
     policy = spec.monitoring
     keys = sorted(k for k in stores.lake.partitions("accepted", spec.name) if k < partition.key)
     if policy.reference == "trailing" and len(keys) >= TRAILING_PARTITIONS:
-        return _profile_rows(spec, stores, features, keys[-TRAILING_PARTITIONS], partition.key), "trailing"
+        return keys[-TRAILING_PARTITIONS:], "trailing"
     if policy.reference == "season" and policy.season is not None:
         key = spec.schedule.key_at(partition.start - policy.season)
         if key in keys:
-            bound = spec.schedule.partition_of_key(key).bound
-            return _profile_rows(spec, stores, features, key, bound), "season"
-    return features, "training"
+            return [key], "season"
+    return [], "training"
+
+
+def _predictions_then(
+    spec: ModelSpec, stores: Stores, keys: list[str], version: str, bins: Profile, rows: int
+) -> ColumnProfile | None:
+    """What this version predicted for the reference's own rows; None where it did not score all of them.
+
+    Predictions follow the season as features do, so the holdout of training is no reference for them; and another
+    version's predictions differ because the version does.
+    """
+    found: list[pa.Table] = []
+    for key in keys:
+        if not stores.ledger.entries(spec.name, kind="scoring", subject=key, newest=1):
+            return None
+        run_id = _scoring_entry(spec, stores, key).run.run_id
+        scored = _predictions(spec, stores, spec.schedule.partition_of_key(key), run_id)
+        found.append(scored.filter(pc.field("model_version") == version).select(["prediction"]))
+    if sum(table.num_rows for table in found) != rows:
+        return None
+    return profiles.profile(pa.concat_tables(found), bins).columns["prediction"]
+
+
+def _judge_labels(
+    spec: ModelSpec, stores: Stores, partition: Partition, champion: Profile, as_of: datetime
+) -> Decision | None:
+    """Have the labels changed, by the rule that judges the features; None where the version's profile has no label.
+
+    Unlabelled rows are left out of both sides: labels that are missing are no change of the labels.
+    """
+    if "label" not in champion.columns:
+        return None  # saved before labels were profiled
+    bins = Profile(rows=champion.columns["label"].rows, columns={"label": champion.columns["label"]})
+
+    def known(key: str) -> pa.Table:
+        span = spec.schedule.partition_of_key(key)
+        rows = intake.labels_known(spec, stores, span.start, span.end, as_of)
+        return rows.select(["label"]) if rows.num_rows else pa.table({"label": pa.array([], _label_type(bins))})
+
+    keys, kind = _reference_keys(spec, stores, partition)
+    reference = profiles.profile(pa.concat_tables([known(key) for key in keys]), bins) if keys else bins
+    current = profiles.profile(known(partition.key), bins)
+    return drift.decide(DriftEvidence(partition.key, reference, current, kind), spec.monitoring, None)
+
+
+def _label_type(bins: Profile) -> pa.DataType:
+    return pa.float64() if bins.columns["label"].kind == "numeric" else pa.string()
+
+
+def _bound_of(spec: ModelSpec, key: str) -> str:
+    return spec.schedule.partition_of_key(key).bound
 
 
 def _profile_rows(spec: ModelSpec, stores: Stores, bins: Profile, since: str, before: str) -> Profile:
@@ -208,9 +269,13 @@ def _data_quality(decision: Decision) -> dict[str, Any]:
 
 
 def _measure_quality(
-    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, settings: Settings
-) -> list[str]:
-    """Collect labels known by `as_of` and measure every scored partition of the lookback whose labels changed."""
+    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink, settings: Settings
+) -> tuple[list[str], dict[str, LedgerEntry]]:
+    """Collect labels known by `as_of` and measure every scored partition of the lookback whose labels changed.
+
+    Returns:
+        the keys that were measured, and the label drift entries of those whose labels are all due.
+    """
     oldest = partition.start - spec.label.lookback
     scored = [
         p
@@ -218,20 +283,39 @@ def _measure_quality(
         if oldest <= (p := spec.schedule.partition_of_key(k)).start <= partition.start
     ]
     if not scored:
-        return []
+        return [], {}
     intake.collect_labels(spec, stores, scored[0].start, partition.end, as_of=as_of, settings=settings)
     label_rows = stores.lake.partitions("labels", spec.name)
     before = {m.partition: m for m in stores.ledger.measurements(spec.name, name="label_rows")}
-    changed = []
+    changed: list[str] = []
+    judged: dict[str, LedgerEntry] = {}
+    references: dict[str, Profile] = {}
     for old in scored:
         last = before.get(old.key)
         # what was measured at this very moment is an earlier try of this run: measured again, it says the same
         settled = last is not None and last.as_of >= old.end + spec.label.delay and last.as_of != as_of
         if settled and last is not None and int(last.value) == label_rows.get(old.key, 0):
             continue
+        if as_of >= old.end + spec.label.delay:
+            # before the measurement, which settles the partition: a run that dies in between comes back here
+            champion = from_json(Deployment, _scoring_entry(spec, stores, old.key).body["deployment"]).champion
+            if champion not in references:
+                references[champion] = stores.registry.profile(spec.name, champion)
+            decision = _judge_labels(spec, stores, old, references[champion], as_of)
+            if decision is not None:
+                judged[old.key] = stores.ledger.append(
+                    model=spec.name,
+                    kind="label_drift",
+                    subject=old.key,
+                    verdict=decision.verdict,
+                    as_of=as_of,
+                    body=to_json(decision),
+                    run=run,
+                    key=f"label_drift:{old.key}:{run.run_id}",
+                )
         stores.ledger.measure(_quality_of(spec, stores, old, as_of, label_rows.get(old.key, 0)))
         changed.append(old.key)
-    return changed
+    return changed, judged
 
 
 def _quality_of(

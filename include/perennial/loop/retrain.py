@@ -330,7 +330,7 @@ def _label_mean(rows: pd.DataFrame) -> float:
 
 
 def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, prediction: np.ndarray) -> Profile:
-    """Bins that all later batches are counted in: features of the training rows, predictions on unseen rows."""
+    """Bins of all later batches: features and label of the training rows, predictions on unseen rows."""
     features = profiles.build_reference(
         pa.Table.from_pandas(rows[list(spec.features.names)], preserve_index=False),
         spec.features.numeric,
@@ -345,7 +345,13 @@ def _reference_profile(spec: ModelSpec, rows: pd.DataFrame, prediction: np.ndarr
         ("prediction",) if multiclass else (),
         bins=spec.monitoring.bins,
     )
-    return replace(features, columns={**features.columns, **output.columns})
+    label = profiles.build_reference(
+        pa.Table.from_pandas(rows[["label"]], preserve_index=False),
+        () if multiclass else ("label",),
+        ("label",) if multiclass else (),
+        bins=spec.monitoring.bins,
+    )
+    return replace(features, columns={**features.columns, **output.columns, **label.columns})
 
 
 def _take_snapshot(

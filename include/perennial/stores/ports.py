@@ -194,7 +194,8 @@ class TrainingRun:
     metrics: dict[str, float]
     #: named curves as (x, y) points: `roc`, `calibration`, `loss_by_day`
     curves: dict[str, tuple[tuple[float, float], ...]]
-    #: training rows by feature, and `prediction` (on the holdout); edges and categories of all later profiles
+    #: training rows by feature and `label`, and `prediction` (on the holdout); edges and categories of all later
+    #: profiles
     profile: Profile
     #: up to 5 rows of features
     example: pd.DataFrame

@@ -237,7 +237,7 @@ def test_batches_without_labels_are_no_yes_to_a_stage(own_made: MadeModel, world
 def test_the_same_entry_replays_to_the_same_verdict(world: World) -> None:
     stores = world("promoted")
     judged = [e for e in stores.ledger.entries("made") if "rule" in e.body]
-    assert {e.kind for e in judged} == {"drift", "retraining", "promotion", "rollout"}
+    assert {e.kind for e in judged} == {"drift", "label_drift", "retraining", "promotion", "rollout"}
     for entry in judged:
         decided = from_json(Decision, entry.body)
         assert decisions.replay(decided) == decided
