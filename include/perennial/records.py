@@ -279,6 +279,8 @@ class QualityPoint(_Strict):
     kind: str = "realised"
     #: half width of the 95 % interval of an estimated mean; 0 for realised
     half_width: float = 0.0
+    #: realised losses of rows with like predictions, in the stretches of the champion's holdout (`admitted_places`)
+    places: tuple[LossSum, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,8 @@ class RetrainingEvidence(_Strict):
     new_rows: int
     #: a retrain or a rollout of this model is under way
     in_flight: bool
+    #: the admitted loss by stretches of prediction, lowest first; empty where it was not kept
+    admitted_places: tuple[LossSum, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -343,6 +347,24 @@ class LossBin(_Strict):
 
 
 @dataclass(frozen=True)
+class Recalibration(_Strict):
+    """How far a binary model's scores are from the truth on its holdout, on the logit scale.
+
+    logit P(positive) = x + level + slope * (x - center), x the logit of the score; calibrated: level and slope are 0.
+    Matrices of (level, slope) hold the elements (0, 0), (0, 1), (1, 1).
+    """
+
+    clusters: int
+    center: float
+    level: float
+    slope: float
+    #: of independent rows
+    information: tuple[float, float, float]
+    #: of level and slope, with rows of one cluster as dependent as they were found
+    covariance: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class PromotionEvidence(_Strict):
     """A challenger's holdout, and the champion on the same rows. No champion: `champion` is None, sums are zero."""
 
@@ -365,6 +387,25 @@ class PromotionEvidence(_Strict):
     new_rows: int
     #: regression and multiclass: loss by prediction on the holdout, for estimates where labels are late
     loss_curve: tuple[LossBin, ...] = ()
+    #: as `training_label_mean`, of the rows the champion was trained on; None: no champion
+    champion_label_mean: float | None = None
+    #: by how much rows of one cluster swell the variance of the mean loss around that curve
+    loss_design_effect: float = 1.0
+    #: binary: for estimates where labels are late
+    recalibration: Recalibration | None = None
+
+
+@dataclass(frozen=True)
+class ServedSum(_Strict):
+    """Rows of one partition by the side that served them, and how many of them failed or were slow."""
+
+    cluster: str
+    champion: int
+    challenger: int
+    champion_errors: int = 0
+    challenger_errors: int = 0
+    champion_slow: int = 0
+    challenger_slow: int = 0
 
 
 @dataclass(frozen=True)
@@ -385,9 +426,14 @@ class StageEvidence(_Strict):
     #: prediction of the challenger against the champion's on the same rows, bins of the champion's profile
     champion_predictions: ColumnProfile | None = None
     challenger_predictions: ColumnProfile | None = None
-    #: binary outcomes per request where a service measures them: errors, and latency above the budget
+    #: served rows with an error, where a service measures them
     champion_errors: int = 0
     challenger_errors: int = 0
+    #: served rows above the service's latency budget, where it measures them
+    champion_slow: int = 0
+    challenger_slow: int = 0
+    #: the served rows, errors and slow rows above once more, partition by partition: how they vary is seen here only
+    served: tuple[ServedSum, ...] = ()
 
 
 @dataclass(frozen=True)

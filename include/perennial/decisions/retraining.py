@@ -1,10 +1,13 @@
 """Is a retrain worth it? Acts on harm, on age, or on enough new rows; never on drift alone, never on missing labels.
 
 Null hypothesis (lost quality): since the newest possible change point the champion's expected loss is not above the
-loss it was admitted with. Test: for each window of the newest `patience` to 8 judged partitions, a one-sided z-test of
-the pooled loss against the admitted one; alpha is shared by the windows. The error holds three parts: rows within the
-partitions, the admitted figure's own error, and the ordinary spread between partitions (weeks differ by season).
-The loss must also be bigger than `min_loss` of the admitted loss, in the window and in each of its newest `patience`
+loss it was admitted with. Test: windows of the newest `patience`, twice, four times so many judged partitions (up to 8)
+against the admitted loss pooled with the partitions before the window. All rows together find harm that is everywhere;
+rows with like predictions, by themselves, find a small harm in one place, which the noise of all other rows would hide.
+Windows, and places in a window, share alpha (Bonferroni). The error holds two parts: rows, with the variance that they
+have under the null, and the ordinary spread between partitions (weeks differ by season). A place, or a window, with too
+few big losses for a normal law is judged by their count.
+The loss of all rows must also be bigger than `min_loss` of the admitted loss, and show in each of the newest `patience`
 partitions. The comparison is always with the quality at admission, not with yesterday's bad model.
 Assumes partitions independent given their spread. Source of the scan: Page (1954), Biometrika 41; change point: Hinkley
 (1970), Biometrika 57.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
 
@@ -33,13 +36,16 @@ from perennial.records import (
     Verdict,
 )
 
-RULE, VERSION = "retraining", "1"
+RULE, VERSION = "retraining", "2"
 #: windows longer than this find what shorter ones have missed only long after
 _LONGEST_WINDOW = 8
 #: with few partitions behind it the spread is taken to be `min_loss`, as if that had been seen in so many partitions
 _SPREAD_PRIOR = 6
-#: share of alpha for the test against the admitted loss alone, which finds a slow decline in time at any level
-_SLOW_SHARE = 0.2
+#: how a window's alpha is shared: all rows against the base, all rows against the admitted loss alone (which finds a
+#: slow decline that the base would take in), and the places, if there are any
+_SUDDEN_SHARE, _SLOW_SHARE, _PLACES_SHARE = 0.4, 0.1, 0.5
+#: with fewer big losses expected in a window, the normal law of their sum is not to be trusted (as Cochran's 5)
+_MIN_EVENTS = statistics.MIN_EXPECTED
 #: refits after one found change; each needs twice the rows of the one before: three reach eight times the window
 _MAX_FOLLOW_UPS = 3
 #: retrains in a row that did not help double the cooldown, up to this factor
@@ -95,47 +101,104 @@ class _Point:
 
 
 @dataclass(frozen=True)
+class _Series:
+    """The loss of rows with like predictions, or of all rows: at admission and partition by partition."""
+
+    admitted: float
+    #: variance of the admitted mean
+    variance: float
+    #: ordinary standard deviation between partitions
+    spread: float
+    #: one a judged partition, oldest first; None where it has no such rows
+    points: tuple[_Point | None, ...]
+    #: admission first, then one a point; empty for estimates
+    sums: tuple[LossSum, ...] = ()
+
+    @classmethod
+    def of(cls, admitted: LossSum, losses: Sequence[tuple[str, LossSum]], relative_spread: float) -> _Series:
+        """Under the null all rows have one variance, so it is estimated from all: a quiet holdout is no proof of rest."""
+        sums = (admitted, *(loss for _, loss in losses))
+        pooled = _add(sums)
+        variance = 0.0
+        if pooled.rows > 1:
+            variance = max(0.0, pooled.total_squared - pooled.total**2 / pooled.rows) / (pooled.rows - 1)
+        points = (_Point(key, loss.mean, math.sqrt(variance / loss.rows)) if loss.rows else None for key, loss in losses)
+        mean = admitted.mean if admitted.rows else 0.0
+        own = variance / admitted.rows if admitted.rows else math.inf
+        return cls(mean, own, relative_spread * abs(mean), tuple(points), sums)
+
+    @property
+    def least(self) -> float:
+        """The smallest variance that is told from none."""
+        return 1e-12 * max(1.0, self.admitted**2)
+
+    def pool(self, points: Sequence[_Point | None]) -> tuple[float, float, float] | None:
+        """Weighted mean, its variance, and the part of it that is spread between partitions; None without a point.
+
+        A weight is 1 / (row-level variance + spread between partitions).
+        """
+        there = [point for point in points if point is not None]
+        if not there:
+            return None
+        weights = [1 / max(self.least, point.error**2 + self.spread**2) for point in there]
+        total = math.fsum(weights)
+        mean = math.fsum(w * point.mean for w, point in zip(weights, there, strict=True)) / total
+        return mean, 1 / total, math.fsum(w**2 for w in weights) * self.spread**2 / total**2
+
+
+def _add(sums: Sequence[LossSum]) -> LossSum:
+    return LossSum(
+        rows=sum(loss.rows for loss in sums),
+        total=math.fsum(loss.total for loss in sums),
+        total_squared=math.fsum(loss.total_squared for loss in sums),
+    )
+
+
+@dataclass(frozen=True)
 class _Bench:
     """The champion's record, measured against the quality it was admitted with."""
 
     evidence: RetrainingEvidence
     policy: specs.Retraining
-    realised: tuple[_Point, ...]
-    estimated: tuple[_Point, ...]
+    realised: _Series
+    estimated: _Series
+    #: realised losses of rows with like predictions
+    places: tuple[_Series, ...]
     #: the newest partitions with labels due that have too few of them, one after another
     unlabelled: int
-    spread: float
-    #: how well that spread is known
+    #: how well the spread between partitions is known
     spread_degrees: int
     found: dict[str, Json]
     limits: dict[str, Json]
 
     @classmethod
     def of(cls, evidence: RetrainingEvidence, policy: specs.Retraining) -> _Bench:
-        ordered = _ordered([*evidence.quality, *evidence.estimated])
+        ordered = _ordered([*evidence.quality, *evidence.estimated], len(evidence.admitted_places))
         due = [p for p in ordered if p.kind == "realised"]
         judged = [p for p in due if p.loss.rows >= max(2, policy.min_labels)]
-        realised = tuple(_Point(p.partition, p.loss.mean, statistics.loss_error(p.loss)) for p in judged)
-        newest = realised[-1].partition if realised else ""
-        estimated = tuple(
+        newest = judged[-1].partition if judged else ""
+        admitted = evidence.admitted.mean if evidence.admitted.rows else 0.0
+        losses = [(p.partition, p.loss) for p in judged]
+        whole = _Series.of(evidence.admitted, losses, 0.0)
+        earlier = [point for point in whole.points[: -policy.patience] if point]  # under test: no part of its own bar
+        spread = statistics.partition_spread(
+            [p.mean for p in earlier], [p.error for p in earlier], policy.min_loss * abs(admitted), _SPREAD_PRIOR
+        )
+        relative = spread / abs(admitted) if admitted else 0.0
+        estimates = tuple(
             _Point(p.partition, p.loss.mean, p.half_width / _HALF_WIDTH_95)
             for p in ordered
             if p.kind == "estimated" and p.loss.rows > 0 and p.half_width > 0 and p.partition > newest
         )
-        admitted = evidence.admitted.mean if evidence.admitted.rows else 0.0
-        earlier = realised[: -policy.patience]  # what is under test must not widen its own bar
-        spread = statistics.partition_spread(
-            [p.mean for p in earlier], [p.error for p in earlier], policy.min_loss * abs(admitted), _SPREAD_PRIOR
-        )
         return cls(
             evidence,
             policy,
-            realised,
-            estimated,
+            replace(whole, spread=spread),
+            replace(whole, spread=spread, points=estimates, sums=()),
+            _places(evidence, judged, policy, relative),
             sum(1 for p in due if p.partition > newest),
-            spread,
             _SPREAD_PRIOR + max(0, len(earlier) - 2),
-            {"admitted_loss": admitted, "partition_spread": spread, "judged_partitions": len(realised)},
+            {"admitted_loss": admitted, "partition_spread": spread, "judged_partitions": len(judged)},
             {"loss": admitted + policy.min_loss * abs(admitted)},
         )
 
@@ -144,17 +207,58 @@ class _Bench:
         """Why quality cannot be judged; empty where it can."""
         if self.evidence.admitted.rows < 2:  # noqa: PLR2004 - one row has no spread
             return f"champion {self.evidence.champion} has no admitted quality to compare with"
-        if self.unlabelled >= self.policy.patience and not self.estimated:
+        if self.unlabelled >= self.policy.patience and not self.estimated.points:
             return (
                 f"the newest {self.unlabelled} partitions whose labels are due have fewer than "
                 f"{self.policy.min_labels} labels; missing labels are not a reason to retrain"
             )
-        if not self.realised and not self.estimated:
+        if not self.realised.points and not self.estimated.points:
             return f"no partition of champion {self.evidence.champion} has labels or an estimate yet"
         return ""
 
 
-def _ordered(points: Sequence[QualityPoint]) -> list[QualityPoint]:
+def _places(
+    evidence: RetrainingEvidence, judged: Sequence[QualityPoint], policy: specs.Retraining, relative_spread: float
+) -> tuple[_Series, ...]:
+    """Rows with like predictions, neighbours joined until a window of `patience` partitions may expect _MIN_EVENTS.
+
+    An event is a big loss: total / (total_squared / total) of them make up a sum of losses as uneven as this one.
+    Only pooled sums decide what is joined: under the null they do not know where harm is.
+    """
+    count = len(evidence.admitted_places)
+    told = [p for p in judged if len(p.places) == count]
+    if count < 2 or len(told) < len(judged):  # noqa: PLR2004 - one place is all rows
+        return ()
+    rows = evidence.admitted.rows + sum(p.loss.rows for p in judged)
+    part = sum(p.loss.rows for p in judged[-policy.patience :]) / rows if rows else 0.0
+    joined: list[list[int]] = []
+    open_places: list[int] = []
+    pooled = [_add([evidence.admitted_places[i], *(p.places[i] for p in told)]) for i in range(count)]
+    for place in range(count):
+        open_places.append(place)
+        if _events(_add([pooled[i] for i in open_places])) * part >= _MIN_EVENTS:
+            joined.append(open_places)
+            open_places = []
+    if open_places and joined:
+        joined[-1] += open_places
+    if len(joined) < 2:  # noqa: PLR2004 - the same rows as all
+        return ()
+    return tuple(
+        _Series.of(
+            _add([evidence.admitted_places[i] for i in places]),
+            [(p.partition, _add([p.places[i] for i in places])) for p in told],
+            relative_spread,
+        )
+        for places in joined
+    )
+
+
+def _events(loss: LossSum) -> float:
+    """How many equal losses would make up a sum as uneven as this one (Kish's effective number)."""
+    return loss.total**2 / loss.total_squared if loss.total > 0 and loss.total_squared > 0 else 0.0
+
+
+def _ordered(points: Sequence[QualityPoint], places: int) -> list[QualityPoint]:
     ordered = sorted(points, key=lambda p: (p.partition, p.kind))
     for one, other in pairwise(ordered):
         if (one.partition, one.kind) == (other.partition, other.kind):
@@ -169,93 +273,140 @@ def _ordered(points: Sequence[QualityPoint]) -> list[QualityPoint]:
                 "realised and estimated."
             )
             raise EvidenceError(msg)
+        if point.places and (len(point.places) != places or sum(p.rows for p in point.places) != loss.rows):
+            msg = (
+                f"partition {point.partition}: {sum(p.rows for p in point.places)} rows in {len(point.places)} places, "
+                f"but {loss.rows} rows have a loss and the champion was admitted with {places} places. Count each row "
+                "once, in the champion's own places."
+            )
+            raise EvidenceError(msg)
     return ordered
 
 
-def _lost(bench: _Bench, points: Sequence[_Point], name: str) -> str:
+def _lost(bench: _Bench, series: _Series, places: Sequence[_Series], name: str) -> str:
     """Why these points show lost quality; empty where they do not. The best window goes to the statistics."""
-    policy, admitted, bar = bench.policy, bench.found["admitted_loss"], bench.limits["loss"]
-    if bench.evidence.admitted.rows < 2 or len(points) < policy.patience:  # noqa: PLR2004 - one row has no spread
+    policy, count = bench.policy, len(series.points)
+    if bench.evidence.admitted.rows < 2 or count < policy.patience:  # noqa: PLR2004 - one row has no spread
         return ""
-    windows = range(policy.patience, max(policy.patience, min(len(points), _LONGEST_WINDOW)) + 1)
-    share = policy.alpha / len(windows)
-    tests = [test for width in windows for test in _window_tests(bench, points, width, share)]
+    widths = [policy.patience]
+    while 2 * widths[-1] <= min(count, _LONGEST_WINDOW):
+        widths.append(2 * widths[-1])
+    share = policy.alpha / len(widths)
+    tests = [test for width in widths for test in _window_tests(bench, series, places, width, share)]
     best = min(tests, key=lambda test: test.p_value / test.alpha)
-    bench.found[name] = {"p_value": best.p_value, "mean": best.mean, "against": best.base, "partitions": best.width}
+    bench.found[name] = {
+        "p_value": best.p_value,
+        "mean": best.mean,
+        "against": best.base,
+        "partitions": best.width,
+        "place": best.place,
+    }
     bench.limits[f"{name}_p"] = best.alpha
-    persistent = all(point.mean > bar for point in points[-policy.patience :])
-    if best.p_value <= best.alpha and best.mean > bar and persistent:
-        return (
-            f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions, admitted with "
-            f"{admitted:.5g} (p {best.p_value:.2g}, {best.alpha:.2g} needed)"
-        )
-    return ""
+    sure = [test for test in tests if test.p_value <= test.alpha and _big(policy, series, test)]
+    if not sure:
+        return ""
+    best = min(sure, key=lambda test: test.p_value / test.alpha)
+    where = "" if best.place is None else f", most where predictions are in stretch {best.place + 1} of {len(places)}"
+    return (
+        f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions against {best.base:.5g}, "
+        f"admitted with {bench.found['admitted_loss']:.5g}{where} (p {best.p_value:.2g}, {best.alpha:.2g} needed)"
+    )
 
 
 @dataclass(frozen=True)
 class _Test:
-    """One window against one base, with its part of alpha."""
+    """One window of one series against its base, with its part of alpha; means are of all rows."""
 
     width: int
     mean: float
     base: float
     p_value: float
     alpha: float
+    place: int | None = None
 
 
-def _window_tests(bench: _Bench, points: Sequence[_Point], width: int, alpha: float) -> list[_Test]:
-    """The newest `width` points against the admitted loss, and against it pooled with the points before the window.
+def _big(policy: specs.Retraining, series: _Series, test: _Test) -> bool:
+    """Is the loss of all rows worth a retrain, in the window and in each of its newest `patience` partitions?"""
+    bar = test.base + policy.min_loss * abs(test.base)
+    newest = series.points[-policy.patience :]
+    return test.mean > bar and all(point is not None and point.mean > bar for point in newest)
 
-    The first test finds also a slow decline, which the second would take into its base; the second finds a small sudden
-    one, because its base is known better.
-    """
-    admitted = bench.found["admitted_loss"]
-    own = statistics.loss_error(bench.evidence.admitted) ** 2
-    now, before = points[-width:], points[:-width]
-    mean, variance, spread = _pool(now, bench)
-    if not before:
-        p_value = statistics.p_excess(mean - admitted, variance + own, spread, bench.spread_degrees)
-        return [_Test(width, mean, admitted, p_value, alpha)]
-    slow = statistics.p_excess(mean - admitted, variance + own, spread, bench.spread_degrees)
-    earlier, earlier_variance, earlier_spread = _pool(before, bench)
-    weight, earlier_weight = 1 / max(own, _least(bench)), 1 / earlier_variance
-    share = earlier_weight / (weight + earlier_weight)
-    base = admitted + share * (earlier - admitted)
-    base_variance = 1 / (weight + earlier_weight)
-    sudden = statistics.p_excess(
-        mean - base, variance + base_variance, spread + share**2 * earlier_spread, bench.spread_degrees
+
+def _window_tests(
+    bench: _Bench, series: _Series, places: Sequence[_Series], width: int, alpha: float
+) -> list[_Test]:
+    """The newest `width` points: all rows against the admitted loss, and against the base; then place by place."""
+    now = series.pool(series.points[-width:])
+    if now is None:
+        return []
+    mean, variance, spread = now
+    slow = statistics.p_excess(
+        mean - series.admitted, variance + series.variance, spread, bench.spread_degrees
     )
-    return [
-        _Test(width, mean, admitted, slow, _SLOW_SHARE * alpha),
-        _Test(width, mean, base, sudden, (1 - _SLOW_SHARE) * alpha),
+    sudden, base = _against_base(bench, series, width)
+    # without places their share is not needed
+    whole = 1 - (_PLACES_SHARE if places else 0.0)
+    total = _SUDDEN_SHARE + _SLOW_SHARE
+    tests = [
+        _Test(width, mean, series.admitted, slow, alpha * whole * _SLOW_SHARE / total),
+        _Test(width, mean, base, sudden, alpha * whole * _SUDDEN_SHARE / total),
     ]
+    for number, place in enumerate(places):
+        p_value, _ = _against_base(bench, place, width)
+        tests.append(_Test(width, mean, base, p_value, alpha * _PLACES_SHARE / len(places), number))
+    return tests
 
 
-def _least(bench: _Bench) -> float:
-    """The smallest variance that is told from none."""
-    return float(1e-12 * max(1.0, bench.found["admitted_loss"] ** 2))
+def _against_base(bench: _Bench, series: _Series, width: int) -> tuple[float, float]:
+    """p-value of the newest `width` points against the admitted loss pooled with the points before; and that base.
 
-
-def _pool(points: Sequence[_Point], bench: _Bench) -> tuple[float, float, float]:
-    """Weighted mean, its variance, and the part of it that is spread between partitions.
-
-    A weight is 1 / (row-level variance + spread between partitions).
+    Where the null expects fewer than _MIN_EVENTS big losses in the window: a binomial test that this many of all big
+    losses fell into the window, which has its part of all rows (losses as a compound Poisson sum).
     """
-    weights = [1 / max(_least(bench), point.error**2 + bench.spread**2) for point in points]
-    total = math.fsum(weights)
-    mean = math.fsum(w * point.mean for w, point in zip(weights, points, strict=True)) / total
-    return mean, 1 / total, math.fsum(w**2 for w in weights) * bench.spread**2 / total**2
+    now, before = series.pool(series.points[-width:]), series.pool(series.points[:-width])
+    base, base_variance, base_spread = series.admitted, series.variance, 0.0
+    if before is not None:
+        earlier, earlier_variance, earlier_spread = before
+        weight, earlier_weight = 1 / max(series.variance, series.least), 1 / earlier_variance
+        share = earlier_weight / (weight + earlier_weight)
+        base = series.admitted + share * (earlier - series.admitted)
+        base_variance, base_spread = 1 / (weight + earlier_weight), share**2 * earlier_spread
+    if now is None:
+        return 1.0, base
+    mean, variance, spread = now
+    if series.sums:
+        pooled, window = _add(series.sums), _add(series.sums[-width:])
+        part, events = window.rows / pooled.rows, _events(pooled)
+        if events * part < _MIN_EVENTS:
+            hits = events * window.total / pooled.total if pooled.total > 0 else 0.0
+            return statistics.p_binomial(hits, events, part), base
+    if not math.isfinite(base_variance):
+        return 1.0, base
+    return statistics.p_excess(mean - base, variance + base_variance, spread + base_spread, bench.spread_degrees), base
 
 
-def _change_point(bench: _Bench, points: Sequence[_Point]) -> str:
-    """The start that makes "admitted quality before, worse after" most likely: the largest standardised excess."""
-    admitted = bench.found["admitted_loss"]
+def _change_point(bench: _Bench, series: _Series, places: Sequence[_Series]) -> str:
+    """The start that makes "admitted quality before, worse after" most likely: the largest standardised excess.
 
-    def score(start: int) -> float:
-        mean, variance, _ = _pool(points[start:], bench)
-        return float((mean - admitted) / math.sqrt(variance))
+    Over all rows and over every place: where the harm is, its beginning is seen sharpest.
+    """
 
-    return points[max(range(len(points)), key=score)].partition
+    def score(one: _Series, start: int) -> float:
+        now, earlier = one.pool(one.points[start:]), one.pool(one.points[:start])
+        if now is None or not math.isfinite(one.variance):
+            return -math.inf
+        base, base_variance = one.admitted, one.variance
+        if earlier is not None:
+            weight, earlier_weight = 1 / max(one.variance, one.least), 1 / earlier[1]
+            base = (weight * base + earlier_weight * earlier[0]) / (weight + earlier_weight)
+            base_variance = 1 / (weight + earlier_weight)
+        return (now[0] - base) / math.sqrt(now[1] + base_variance)
+
+    starts = [(one, start) for one in (series, *places) for start in range(len(series.points))]
+    _, start = max(starts, key=lambda found: score(*found))
+    point = series.points[start]
+    assert point is not None  # noqa: S101 - judged partitions have rows
+    return point.partition
 
 
 def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
@@ -263,16 +414,16 @@ def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
 ) -> tuple[str | None, str | None, str]:
     """What asks for a retrain: its name, the change point, and the sentence; (None, None, "") where nothing does."""
     evidence, policy = bench.evidence, bench.policy
-    lost = _lost(bench, bench.realised, "lost_quality")
-    harm = _lost(bench, bench.estimated, "estimated_harm")
+    lost = _lost(bench, bench.realised, bench.places, "lost_quality")
+    harm = _lost(bench, bench.estimated, (), "estimated_harm")
     age = evidence.as_of - evidence.champion_trained_until
     bench.found.update(age_hours=age / timedelta(hours=1), new_rows=evidence.new_rows)
     if evidence.new_rows < policy.min_labels:
         return None, None, ""  # nothing to learn from: whatever asks would get the same model again
     if lost:
-        return "lost_quality", _change_point(bench, bench.realised), lost
+        return "lost_quality", _change_point(bench, bench.realised, bench.places), lost
     if harm and evidence.drift_verdict == Verdict.DRIFTED:
-        return "estimated_harm", _change_point(bench, bench.estimated), harm
+        return "estimated_harm", _change_point(bench, bench.estimated, ()), harm
     if follow := _follow_up(evidence, history):
         return (
             "follow_up",

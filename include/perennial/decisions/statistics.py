@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +21,10 @@ from perennial.records import LossSum, PairedSum
 
 #: Cochran (1954), Biometrics 10: below an expected count of about 5 the chi-square approximation is not to be trusted
 MIN_EXPECTED = 5.0
-#: above so many rows in a cell the normal approximation of the hypergeometric is as good as exact and far quicker
-_EXACT_ROWS = 10_000
+#: beyond this standard deviation of a count the normal approximation is as good as the exact sum, and quicker
+_EXACT_SPREAD = 1_000.0
+#: beyond this one the attainable p-values lie so close that the probability of t or less is t within 2 %
+_FINE_SPREAD = 100.0
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Counts = Sequence[float] | Vector
@@ -75,7 +78,11 @@ def trend(reference: Counts, current: Counts) -> float:
     """Two-sided p-value of a shift along ordered bins: Wilcoxon's rank-sum test on binned values, with ties.
 
     Null: rows are exchangeable between the samples. One degree of freedom, so it finds a small shift that a test of
-    all bins misses. Normal approximation. Source: Lehmann (1975), Nonparametrics, section 1.4 (ties).
+    all bins misses. Twice the smaller tail of a Pearson type III law with the exact mean, variance and skewness of the
+    permutation distribution: ranks with many ties are skewed, and a small batch against a large reference keeps that
+    skewness far out in the tail, where a normal law would alarm too often on one side. Assumes bins with MIN_EXPECTED
+    rows or more in the smaller sample. Source: Lehmann (1975), Nonparametrics, section 1.4 (ties); Mielke and Berry
+    (2007), Permutation Methods, section 2.3 (type III).
     """
     p, q = np.asarray(reference, float), np.asarray(current, float)
     m, n = float(p.sum()), float(q.sum())
@@ -83,35 +90,96 @@ def trend(reference: Counts, current: Counts) -> float:
     if m < 1 or n < 1 or total < 3:  # noqa: PLR2004 - one row a side and a third for a variance
         return 1.0
     ranks = np.cumsum(pooled) - pooled / 2
-    centre = float(np.sum(pooled * ranks)) / total
-    variance = n * m / (total * (total - 1)) * float(np.sum(pooled * (ranks - centre) ** 2))
-    if variance <= 0:
+    distance = ranks - float(np.sum(pooled * ranks)) / total
+    squares = float(np.sum(pooled * distance**2))
+    if squares <= 0:
         return 1.0
-    z = float(np.sum(q * (ranks - centre))) / math.sqrt(variance)
-    return float(2 * special.ndtr(-abs(z)))
+    deviation = math.sqrt(n * m / (total * (total - 1)) * squares)
+    z = float(np.sum(q * distance)) / deviation
+    cubes = float(np.sum(pooled * distance**3))
+    skewness = n * m * (m - n) / (total * (total - 1) * (total - 2)) * cubes / deviation**3
+    return min(1.0, 2 * min(_type_three(z, skewness), _type_three(-z, -skewness)))
+
+
+def _type_three(z: float, skewness: float) -> float:
+    """Upper tail of the Pearson type III law with mean 0, variance 1 and this skewness."""
+    if abs(skewness) < 1e-6:  # noqa: PLR2004 - it is normal to all digits that count
+        return float(special.ndtr(-z))
+    shape = 4 / skewness**2
+    at = max(0.0, shape + z * math.sqrt(shape) * math.copysign(1.0, skewness))
+    return float(special.gammaincc(shape, at) if skewness > 0 else special.gammainc(shape, at))
 
 
 def share_change(reference_hits: float, reference_rows: float, current_hits: float, current_rows: float) -> float:
     """Two-sided p-value that a share (of nulls, of one category) is the same in both samples.
 
-    Null: rows are exchangeable. Exact (Fisher 1935: hypergeometric, twice the smaller tail); above 10,000 hits and
-    misses the normal approximation.
+    Null: rows are exchangeable. Exact (Fisher 1935: hypergeometric, twice the smaller tail); where the hits of the
+    current sample spread over thousands the normal approximation.
     """
     hits, rows = reference_hits + current_hits, reference_rows + current_rows
     if not 0 < hits < rows or reference_rows <= 0 or current_rows <= 0:
         return 1.0
-    if hits * 2 > rows:  # the complement has the same p-value and the shorter sum
-        return share_change(reference_rows - reference_hits, reference_rows, current_rows - current_hits, current_rows)
-    if hits > _EXACT_ROWS:
-        share = hits / rows
-        error = math.sqrt(share * (1 - share) * (1 / reference_rows + 1 / current_rows))
-        z = (current_hits / current_rows - reference_hits / reference_rows) / error
+    spread = _spread(hits, rows, current_rows)
+    if spread > _EXACT_SPREAD:
+        z = (current_hits - hits * current_rows / rows) / spread
         return float(2 * special.ndtr(-abs(z)))
     least, most = max(0.0, hits - reference_rows), min(hits, current_rows)
+    reach = 12 * spread + 40  # what lies further out is nothing beside the first terms of the sum
     upper = current_hits * rows > hits * current_rows
-    tail = np.arange(current_hits, most + 1) if upper else np.arange(least, current_hits + 1)
-    logs = _log_choose(hits, tail) + _log_choose(rows - hits, current_rows - tail) - _log_choose(rows, current_rows)
-    return min(1.0, 2 * float(np.exp(logs).sum()))
+    tail = (
+        np.arange(current_hits, min(most, current_hits + reach) + 1)
+        if upper
+        else np.arange(max(least, current_hits - reach), current_hits + 1)
+    )
+    return min(1.0, 2 * float(_hypergeometric(tail, hits, rows, current_rows).sum()))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The p-values that a test can have, rising, and the chance of each under the null."""
+
+    p_values: Vector
+    chances: Vector
+
+
+#: a test that can reject nothing
+NO_STEPS = Steps(np.empty(0), np.empty(0))
+
+
+def share_change_steps(
+    reference_hits: float, reference_rows: float, current_hits: float, current_rows: float, most: float
+) -> Steps | None:
+    """The p-values up to `most` that `share_change` could have had with the same margins; None where they lie dense.
+
+    Null as there: how many rows are hits is given, which of them are in the current sample is chance. Where hits are
+    few, a p-value of t or less comes much less often than t.
+    """
+    hits, rows = reference_hits + current_hits, reference_rows + current_rows
+    if not 0 < hits < rows or reference_rows <= 0 or current_rows <= 0:
+        return NO_STEPS
+    centre, spread = hits * current_rows / rows, _spread(hits, rows, current_rows)
+    if spread > _FINE_SPREAD:
+        return None
+    least, limit = max(0.0, hits - (rows - current_rows)), min(hits, current_rows)
+    reach = 12 * spread + 40
+    values = np.arange(max(least, math.floor(centre - reach)), min(limit, math.ceil(centre + reach)) + 1)
+    mass = _hypergeometric(values, hits, rows, current_rows)
+    upper = values * rows > hits * current_rows
+    tails = 2 * np.concatenate([np.cumsum(mass[~upper]), np.cumsum(mass[upper][::-1])])
+    order = np.argsort(tails, kind="stable")
+    order = order[tails[order] <= most]
+    return Steps(tails[order], np.concatenate([mass[~upper], mass[upper][::-1]])[order])
+
+
+def _spread(hits: float, rows: float, drawn: float) -> float:
+    """Standard deviation of the hypergeometric number of hits among the rows drawn."""
+    return math.sqrt(drawn * (hits / rows) * (1 - hits / rows) * (rows - drawn) / max(1.0, rows - 1))
+
+
+def _hypergeometric(values: Vector, hits: float, rows: float, drawn: float) -> Vector:
+    logs = _log_choose(hits, values) + _log_choose(rows - hits, drawn - values) - _log_choose(rows, drawn)
+    found: Vector = np.exp(logs)
+    return found
 
 
 def _log_choose(total: float, chosen: float | Vector) -> Any:
@@ -134,20 +202,95 @@ def largest_share_change(reference: Counts, current: Counts) -> float:
     return min(1.0, least * len(p))
 
 
-def unseen_excess(reference_rows: float, once: int, twice: int, current_rows: float, unseen: float) -> float:
-    """One-sided p-value of `unseen` rows whose category the reference never had.
+def part_alone(level: float, cells: int, looks: int) -> float:
+    """Of the chance that one of `looks` single cells (or scores) is called, the part in which the shape is not.
 
-    Null: nothing is new; the share of what a sample of `reference_rows` has not met is about once / rows, where `once`
-    and `twice` count the categories met once and twice (Good 1953, Biometrika 40), with a variance of about
-    (once + 2 twice) / rows**2 (Esty 1983, Annals of Statistics 11). A category that was missed by chance may come more
-    than once now; the count is brought down by its mean repetition. Gamma share and Poisson count: negative binomial.
+    Null: the homogeneity statistic of `cells` cells is the square of one normal score and, independent of it, a
+    chi-square with cells - 2 degrees of freedom: Cochran (1954), Biometrics 10, on single degrees of freedom. The shape
+    is called at `level`, the largest of the scores at level / looks. What both tests call need be paid for once:
+    P(A or B) = P(A) + P(B and not A).
     """
-    if unseen <= 0 or reference_rows <= 0:
+    if cells <= 2:  # noqa: PLR2004 - two cells have one score, which is the shape
+        return 0.0
+    whole, one = special.chdtri(cells - 1, level), special.chdtri(1, level / looks)
+    # the score's square beyond its critical value, at the middles of 64 equal parts of its probability
+    squares = special.chdtri(1, level / looks * (np.arange(64) + 0.5) / 64)
+    rest = special.chdtr(cells - 2, np.maximum(0.0, whole - squares))
+    return float(np.mean(rest)) if one < whole else 0.0
+
+
+def unseen_excess(expected_rows: float, variance: float, repeat: float, part: float, unseen: float) -> float:
+    """One-sided p-value of `unseen` rows of categories that the reference does not have.
+
+    Null: nothing is new. `expected_rows` is how many of the reference's rows such categories are worth, `variance` that
+    figure's error (see `unseen_share`), `part` the current sample's rows over the reference's. A category that was
+    missed by chance may come more than once now; the count is brought down by its mean repetition `repeat`. Gamma share
+    and Poisson count: negative binomial.
+    """
+    if unseen <= 0 or part <= 0:
         return 1.0
-    repeat = 1 + 2 * (twice + 1) / (once + 1) * current_rows / reference_rows
-    expected = current_rows * (once + 1) / reference_rows / repeat
-    shape = (once + 1) ** 2 / (once + 2 * twice + 1)
-    return float(special.betainc(unseen / repeat, shape, expected / (shape + expected)))
+    return float(_unseen_tail(expected_rows, variance, repeat, part, unseen))
+
+
+def unseen_steps(expected_rows: float, variance: float, repeat: float, part: float, most: float) -> Steps | None:
+    """The p-values up to `most` that `unseen_excess` can have, as `share_change_steps`."""
+    centre = part * expected_rows
+    spread = math.sqrt(centre * repeat + part**2 * variance)
+    if spread > _FINE_SPREAD:
+        return None
+    tails = _unseen_tail(expected_rows, variance, repeat, part, np.arange(math.ceil(centre + 16 * spread + 60), 0, -1))
+    tails = tails[tails <= most]
+    return Steps(tails, np.diff(tails, prepend=0.0))
+
+
+def _unseen_tail(expected_rows: float, variance: float, repeat: float, part: float, unseen: float | Vector) -> Any:
+    shape = expected_rows**2 / variance
+    expected = part * expected_rows / repeat
+    return special.betainc(unseen / repeat, shape, expected / (shape + expected))
+
+
+def critical_level(alpha: float, dense: float, steps: Sequence[Steps]) -> float:
+    """The p-value below which any of many tests is called, so that the chance of any call is `alpha` at most.
+
+    Null: that of every test; nothing is assumed about how they depend on each other (Boole). `dense` tests have a
+    p-value of t or less with chance t. The others can have few p-values, given their margins, and take of alpha only
+    what they can spend; one that can reject nothing takes nothing. Source: Tarone (1990), Biometrics 46, and with all
+    attainable p-values Westfall and Wolfinger (1997), The American Statistician 51.
+    """
+    points = np.concatenate([found.p_values for found in steps]) if steps else np.empty(0)
+    order = np.argsort(points, kind="stable")
+    points = points[order]
+    spent = np.cumsum(np.concatenate([found.chances for found in steps])[order]) if steps else points
+    over = np.flatnonzero((points * dense + spent > alpha) | (points > alpha))
+    first = int(over[0]) if len(over) else len(points)
+    before = float(spent[first - 1]) if first else 0.0
+    level = min(alpha, (alpha - before) / dense if dense > 0 else alpha)
+    # the first p-value that cannot be afforded is not called
+    return min(level, float(np.nextafter(points[first], 0.0))) if first < len(points) else level
+
+
+def unseen_share(kept: Counts, others: float, part: float) -> tuple[float, float, float]:
+    """How many rows of a reference the categories that it does not keep are worth, its variance, and their repetition.
+
+    `kept` counts those it keeps, the most frequent, `others` the rows of all others that it met. Where it keeps all, a
+    sample's share of what it has not met is about once / rows, with a variance of about (once + 2 twice) / rows**2,
+    `once` and `twice` the categories met once and twice: Good (1953), Biometrika 40; Esty (1983), Annals of Statistics
+    11. Where it keeps those met c times or more, these were favoured by chance: a category met r times is worth
+    (r + 1) N(r + 1) / N(r) rows (Good), N(r) the number of categories met r times, and summed over the kept ones all
+    but c N(c) of their rows remain. That many are due to the others, besides their own.
+    """
+    counts = np.asarray(kept, float)
+    counts = counts[counts > 0]
+    once, twice = int(np.count_nonzero(counts == 1)), int(np.count_nonzero(counts == 2))  # noqa: PLR2004
+    if others <= 0 or not len(counts):
+        repeat = 1 + 2 * (twice + 1) / (once + 1) * part
+        return once + 1.0, once + 2.0 * twice + 1, repeat
+    least = float(counts.min())
+    # r N(r), smoothed over counts that chance may exchange; the least count itself may be cut off by the limit
+    width = math.ceil(math.sqrt(least))
+    above = float(counts[(counts > least) & (counts <= least + width)].sum()) / width
+    worth = max(above, float(counts[counts == least].sum()))
+    return others + worth, others + least * worth, 1.0
 
 
 def merge(reference: Counts, current: Counts, part: float | None = None) -> tuple[Vector, Vector]:
@@ -181,28 +324,47 @@ def merge(reference: Counts, current: Counts, part: float | None = None) -> tupl
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its standard error, and the degrees of freedom that the error has."""
+    """A mean, its standard error, the degrees of freedom that the error has, and how lopsided its sampling is.
+
+    Few skewed clusters make Student's t too sure on one side: where most days gain a little and a rare day loses much,
+    the mean of some days is low and their spread small. The first term of the Edgeworth series of t says by how much;
+    it is applied on that side only, so it can widen a bound and never narrow it. Source: Johnson (1978), JASA 73;
+    Hall (1992), The Bootstrap and Edgeworth Expansion.
+    """
 
     mean: float
     error: float
     degrees: float
+    #: skewness of the clusters' sums over the root of their number
+    skew: float = 0.0
 
     def upper(self, alpha: float) -> float:
         """One-sided upper confidence bound."""
-        return self.mean + self.error * float(stats.t.isf(alpha, self.degrees)) if self.error > 0 else self.mean
+        if self.error <= 0:
+            return self.mean
+        return self.mean + self.error * critical(alpha, self.degrees, self.skew)
 
     def p_above(self, bound: float) -> float:
         """p-value of H0: the true mean is `bound` or less."""
-        return self._tail(self.mean - bound)
+        return self._tail(self.mean - bound, max(0.0, -self.skew))
 
     def p_below(self, bound: float) -> float:
         """p-value of H0: the true mean is `bound` or more."""
-        return self._tail(bound - self.mean)
+        return self._tail(bound - self.mean, max(0.0, self.skew))
 
-    def _tail(self, distance: float) -> float:
+    def _tail(self, distance: float, skew: float) -> float:
         if self.error <= 0:
             return 0.0 if distance > 0 else 1.0
-        return float(stats.t.sf(distance / self.error, self.degrees))
+        # the inverse of what `critical` does
+        beyond = distance / self.error - skew / 6
+        t = 2 * beyond / (1 + math.sqrt(1 + 4 * skew / 3 * beyond)) if beyond > 0 else beyond
+        return float(stats.t.sf(t, self.degrees))
+
+
+def critical(alpha: float, degrees: float, skew: float) -> float:
+    """How many standard errors a mean must lie below a bound; positive `skew` asks for more (see `Estimate`)."""
+    t = float(stats.t.isf(alpha, degrees))
+    return t + max(0.0, skew) * (2 * t * t + 1) / 6
 
 
 def loss_error(loss: LossSum) -> float:
@@ -243,20 +405,58 @@ def check_pairs(pairs: Iterable[PairedSum], where: str) -> tuple[PairedSum, ...]
     return tuple(kept)
 
 
-def clustered(pairs: Sequence[PairedSum]) -> Estimate | None:
-    """Mean paired difference over rows, its error from the differences between clusters; None under two clusters.
+def clustered(pairs: Sequence[PairedSum], margin: float = 0.0) -> Estimate | None:
+    """Mean over rows of challenger's loss - (1 + margin) champion's, its error from the spread between clusters.
 
-    Assumes clusters independent of each other, anything inside them. Ratio estimator with the linearised variance and
-    t with clusters - 1 degrees of freedom. Source: Cochran (1977), Sampling Techniques, section 9A; Cameron and Miller
-    (2015), J. Human Resources 50, on few clusters.
+    None under two clusters. With a margin the champion's mean loss is estimated too, and its error counts (Fieller
+    1954, JRSS B 16). Assumes clusters independent of each other, anything inside them, any sizes. Bias-reduced
+    linearisation: each cluster's residual is raised by the share of the rows that it has itself, and the degrees of
+    freedom are Satterthwaite's under rows that are alike inside a cluster as much as was measured.
+    Source: Bell and McCaffrey (2002), Survey Methodology 28; Imbens and Kolesar (2016), Rev. Economics and Statistics
+    98. Clusters of one size give the textbook's ratio estimator with clusters - 1 degrees of freedom (Cochran 1977,
+    Sampling Techniques, section 9A).
     """
-    if len(pairs) < 2:  # noqa: PLR2004 - one cluster says nothing about the spread between clusters
+    count = len(pairs)
+    if count < 2:  # noqa: PLR2004 - one cluster says nothing about the spread between clusters
         return None
     rows = sum(pair.rows for pair in pairs)
-    mean = math.fsum(pair.difference for pair in pairs) / rows
-    squares = math.fsum((pair.difference - mean * pair.rows) ** 2 for pair in pairs)
+    sums = [pair.difference - margin * pair.champion for pair in pairs]
+    mean = math.fsum(sums) / rows
+    residuals = [total - mean * pair.rows for total, pair in zip(sums, pairs, strict=True)]
+    raised = math.fsum(e * e / (1 - pair.rows / rows) for e, pair in zip(residuals, pairs, strict=True))
+    if raised <= 0:
+        return Estimate(mean, 0.0, count - 1)
+    size = math.sqrt(math.fsum(e * e for e in residuals))
+    skew = math.fsum((e / size) ** 3 for e in residuals)
+    return Estimate(mean, math.sqrt(raised) / rows, _degrees(pairs, rows), skew)
+
+
+def _degrees(pairs: Sequence[PairedSum], rows: int) -> float:
+    """Satterthwaite's degrees of freedom of `clustered`'s variance; clusters - 1 where all have one size.
+
+    With w a cluster's share of the rows, v the variance of its sum and a = 1 / (1 - w), the variance estimate is a
+    quadratic form with matrix sqrt(a_i a_j) (v_i [i=j] - w_i v_j - w_j v_i + w_i w_j V); its sums are written out.
+    """
     count = len(pairs)
-    return Estimate(mean, math.sqrt(count / (count - 1) * squares) / rows, count - 1)
+    mean = math.fsum(pair.difference for pair in pairs) / rows
+    sizes = math.fsum(pair.rows**2 for pair in pairs)
+    within = math.fsum(max(0.0, pair.difference_squared - pair.difference**2 / pair.rows) for pair in pairs)
+    between = math.fsum((pair.difference - mean * pair.rows) ** 2 / pair.rows for pair in pairs)
+    one_row = within / (rows - count) if rows > count else 1.0
+    # analysis of variance: what clusters differ by beyond their rows
+    shared = max(0.0, (between / (count - 1) - one_row) / ((rows - sizes / rows) / (count - 1))) if within else 0.0
+    share = [pair.rows / rows for pair in pairs]
+    variance = [pair.rows * one_row + pair.rows**2 * shared if within else float(pair.rows) for pair in pairs]
+    whole = math.fsum(variance)
+    raise_by = [1 / (1 - w) for w in share]
+    cells = list(zip(raise_by, share, variance, strict=True))
+    trace = math.fsum(a * (v - 2 * w * v + w * w * whole) for a, w, v in cells)
+    ww = math.fsum(a * w * w for a, w, _ in cells)
+    vv = math.fsum(a * v * v for a, _, v in cells)
+    wv = math.fsum(a * w * v for a, w, v in cells)
+    own = math.fsum(a * a * v * (v + 2 * (w * w * whole - 2 * w * v)) for a, w, v in cells)
+    squares = own + 2 * ww * vv + (whole * ww) ** 2 + 2 * wv * wv - 4 * whole * ww * wv
+    return min(float(count - 1), max(1.0, trace**2 / squares))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -294,6 +494,17 @@ def p_excess(distance: float, variance: float, estimated: float, degrees: float)
     return float(stats.t.sf(distance / math.sqrt(variance), degrees * (variance / estimated) ** 2))
 
 
+def p_binomial(hits: float, events: float, part: float) -> float:
+    """p-value of `hits` or more of `events` falling into a part that each falls into with probability `part`.
+
+    Null: an event falls anywhere with equal chance (Przyborowski and Wilenski 1940, Biometrika 31, for two Poisson
+    counts). Counts need not be whole: the binomial tail as a beta integral.
+    """
+    if hits <= 0 or events <= 0:
+        return 1.0
+    return float(special.betainc(hits, max(events - hits, 0.0) + 1, part))
+
+
 # --- looking more than once ----------------------------------------------------------------------------------------
 
 
@@ -310,6 +521,31 @@ def mixture_bound(rows: float, alpha: float, planned_rows: float) -> float:
     return math.sqrt(2 * (rows + rho) * math.log(math.sqrt((rows + rho) / rho) / (2 * alpha) + 1))
 
 
+def scatter(groups: Iterable[Sequence[tuple[float, float]]]) -> tuple[float, int]:
+    """Weighted squared distances of (weight, mean) from the mean of their group, and their degrees of freedom.
+
+    Where a mean's variance is sigma**2 / weight, the sum over sigma**2 is chi-square with these degrees.
+    """
+    total, degrees = 0.0, 0
+    for group in groups:
+        if len(group) < 2:  # noqa: PLR2004 - one mean has no distance
+            continue
+        centre = math.fsum(w * mean for w, mean in group) / math.fsum(w for w, _ in group)
+        total += math.fsum(w * (mean - centre) ** 2 for w, mean in group)
+        degrees += len(group) - 1
+    return total, degrees
+
+
+def dispersion(seen: float, degrees: int, prior: float, prior_weight: float) -> float:
+    """By how much the variance of a mean exceeds what independent rows explain; at least 1.
+
+    `seen` is Pearson's chi-square of the partitions about their mean, with so many degrees of freedom; few of them lean
+    on `prior`, as if it had been seen on `prior_weight` more. Dependence between rows, inside a partition too, shows as
+    scatter between partitions. Source: McCullagh and Nelder (1989), Generalized Linear Models, section 4.5.
+    """
+    return max(1.0, (seen + prior_weight * prior) / (degrees + prior_weight))
+
+
 def spend(fraction: float, alpha: float) -> float:
     """Alpha spent when `fraction` of the looks is used: Pocock-type. Source: Lan and DeMets (1983), Biometrika 70."""
     return alpha * math.log(1 + (math.e - 1) * min(1.0, max(0.0, fraction)))
@@ -322,23 +558,28 @@ def spending_bounds(information: Sequence[float], spent: Sequence[float]) -> tup
     the paths that have not crossed. Assumes a normal score process with independent increments.
     Source: Armitage, McPherson and Rowe (1969), JRSS A 132; Jennison and Turnbull (2000), chapters 7 and 19.
     """
-    bounds: list[float] = []
-    grid = np.zeros(1)
-    mass = np.ones(1)  # probability of each grid point among paths still open
-    before_information, before_spent = 0.0, 0.0
-    for now, total in zip(information, spent, strict=True):
-        step = math.sqrt(now - before_information)
-        rise = total - before_spent
-        low, high = -9 * math.sqrt(now), 9 * math.sqrt(now)
-        for _ in range(60):  # bisection: the tail beyond a boundary falls as the boundary rises
-            middle = (low + high) / 2
-            if float(np.sum(mass * special.ndtr((grid - middle) / step))) > rise:
-                low = middle
-            else:
-                high = middle
-        bounds.append(high / math.sqrt(now))
-        edges = np.linspace(-8 * math.sqrt(now), high, 402)
-        below = special.ndtr((edges[:, None] - grid[None, :]) / step) @ mass
-        grid, mass = (edges[1:] + edges[:-1]) / 2, np.diff(below)
-        before_information, before_spent = now, total
-    return tuple(bounds)
+    looks = tuple(zip(map(float, information), map(float, spent), strict=True))
+    return tuple(_open_paths(looks[: k + 1])[0] for k in range(len(looks)))
+
+
+# a rollout asks for the same looks again at every later one
+@lru_cache(maxsize=1024)
+def _open_paths(looks: tuple[tuple[float, float], ...]) -> tuple[float, Vector, Vector]:
+    """The last look's boundary, and the paths still open after it: points of the score, and their probability."""
+    if not looks:
+        return math.inf, np.zeros(1), np.ones(1)
+    _, grid, mass = _open_paths(looks[:-1])
+    before_information, before_spent = looks[-2] if len(looks) > 1 else (0.0, 0.0)
+    now, total = looks[-1]
+    step = math.sqrt(now - before_information)
+    rise = total - before_spent
+    low, high = -9 * math.sqrt(now), 9 * math.sqrt(now)
+    for _ in range(60):  # bisection: the tail beyond a boundary falls as the boundary rises
+        middle = (low + high) / 2
+        if float(np.sum(mass * special.ndtr((grid - middle) / step))) > rise:
+            low = middle
+        else:
+            high = middle
+    edges = np.linspace(-8 * math.sqrt(now), high, 402)
+    below = special.ndtr((edges[:, None] - grid[None, :]) / step) @ mass
+    return high / math.sqrt(now), (edges[1:] + edges[:-1]) / 2, np.diff(below)
