@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from perennial import intake
 from perennial.decisions import drift
 from perennial.errors import LedgerError
-from perennial.measures import profiles, quality
+from perennial.measures import estimates, profiles, quality
 from perennial.records import (
     ColumnProfile,
     Decision,
@@ -391,18 +391,23 @@ def _estimated_quality(
     predicted = prediction_values(spec, frame)
     run_id = stores.registry.version(spec.name, deployment.champion).run_id
     evidence = stores.registry.evidence(run_id)
-    loss, half_width = quality.estimate(
+    loss, half_width = estimates.estimate(
         spec.task,
         spec.metric,
         predicted.max(axis=1) if spec.task == "multiclass" else predicted,
         calibration=evidence.calibration,
+        recalibration=evidence.recalibration,
         curve=evidence.loss_curve,
+        design_effect=evidence.loss_design_effect,
     )
     values = {
         "estimated_loss": loss.mean,
         "estimated_loss_squared": loss.total_squared / loss.rows,
         "estimated_half_width": half_width,
     }
+    if spec.task == "binary":
+        auc, auc_half_width = estimates.estimate_auc(predicted, evidence.calibration, evidence.recalibration)
+        values |= {"estimated_auc": auc, "estimated_auc_half_width": auc_half_width}
     return [
         Measurement(spec.name, partition.key, name, deployment.champion, value, loss.rows, as_of)
         for name, value in values.items()

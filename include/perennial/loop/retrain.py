@@ -16,7 +16,7 @@ import pyarrow as pa
 from perennial import intake, training
 from perennial.decisions import promotion
 from perennial.errors import LeaseTaken, NotEnoughRows
-from perennial.measures import profiles, quality
+from perennial.measures import estimates, profiles, quality
 from perennial.records import (
     Deployment,
     PairedSum,
@@ -275,10 +275,12 @@ def _evaluate(
     champion = deployment.champion if deployment else None
     fresh = np.ones(len(holdout), dtype=bool)
     champion_losses = np.zeros(len(holdout))
+    champion_label_mean = None
     if champion is not None:
+        serves = stores.registry.version(spec.name, champion)
+        champion_label_mean = serves.label_mean
         # rows that the champion has learnt from would flatter it
-        trained_until = stores.registry.version(spec.name, champion).snapshot.end
-        fresh = (holdout[spec.event_time] >= trained_until).to_numpy()
+        fresh = (holdout[spec.event_time] >= serves.snapshot.end).to_numpy()
         serving = training.predict(stores.registry.load(spec.name, champion), holdout, spec)
         champion_losses = quality.row_losses(spec.task, spec.metric, truth, serving, classes)
     days = holdout[spec.event_time].dt.tz_convert(spec.schedule.zone).dt.date.astype(str).to_numpy()
@@ -292,6 +294,8 @@ def _evaluate(
         for value in sorted(holdout[column].dropna().unique())
     }
     confidence = prediction.max(axis=1) if spec.task == "multiclass" else prediction
+    binary = spec.task == "binary"
+    curve = () if binary else quality.loss_curve(confidence, losses)
     evidence = PromotionEvidence(
         challenger_run=run.run_id,
         champion=champion,
@@ -304,8 +308,11 @@ def _evaluate(
         training_rows=len(window),
         training_label_mean=_label_mean(window),
         holdout_label_mean=_label_mean(holdout),
+        champion_label_mean=champion_label_mean,
         new_rows=int(fresh.sum()),
-        loss_curve=() if spec.task == "binary" else quality.loss_curve(confidence, losses),
+        loss_curve=curve,
+        loss_design_effect=1.0 if binary else estimates.loss_design_effect(confidence, losses, curve, days),
+        recalibration=estimates.recalibration(truth, prediction, days) if binary else None,
     )
     metrics = {f"holdout_{k}": v for k, v in quality.metrics(spec.task, truth, prediction, classes).items()}
     metrics["holdout_baseline_loss"] = float(baseline.mean())

@@ -1,4 +1,4 @@
-"""Model quality: realised where labels are known, estimated where they are late. Numbers only, never verdicts.
+"""Model quality where labels are known, and what a holdout teaches about scores. Numbers only, never verdicts.
 
 Losses are per row, in the units of the spec's metric, lower is better.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 
 from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
 from perennial.records import Calibration, LossBin, LossSum, PairedSum
@@ -24,8 +24,6 @@ Values = npt.ArrayLike
 #: Probabilities are clipped to [1e-6, 1 - 1e-6], so one row costs 13.8 at most: a single confident mistake cannot
 #: outvote a batch, and loss differences keep a variance that the tests can use. Both versions are clipped alike.
 CLIP = 1e-6
-#: Two-sided 95 %.
-_Z95 = float(norm.ppf(0.975))
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -224,11 +222,8 @@ def calibration(
     )
 
 
-# --- estimated quality -----------------------------------------------------------------------------------------------
-
-
 def loss_curve(prediction: Values, losses: Floats, bins: int = 20) -> tuple[LossBin, ...]:
-    """Loss by prediction on the holdout: what `estimate` reads for regression. Bins as in `calibration`."""
+    """Loss by prediction on the holdout: what `estimates.estimate` reads. Bins as in `calibration`."""
     p, losses = _aligned(prediction, losses)
     order = np.argsort(p, kind="stable")
     return tuple(
@@ -237,112 +232,22 @@ def loss_curve(prediction: Values, losses: Floats, bins: int = 20) -> tuple[Loss
     )
 
 
-def estimate(
-    task: str,
-    metric: str,
-    prediction: Values,
-    *,
-    calibration: Sequence[Calibration] = (),
-    curve: Sequence[LossBin] = (),
-) -> tuple[LossSum, float]:
-    """The loss that rows without labels will turn out to have, if the holdout's relations still hold.
-
-    binary: the score is calibrated on the holdout, then the expected loss is read off the calibrated probability
-    (confidence-based performance estimation; sees a changed mix of scores, not a changed concept).
-    regression, multiclass: the holdout's mean loss at the same prediction (direct loss estimation by bins).
+def losses_by_place(prediction: Values, losses: Floats, curve: Sequence[LossBin]) -> tuple[LossSum, ...]:
+    """Losses in the stretches of prediction that `curve` has; one sum a stretch, also where no row lies in it.
 
     Args:
-        task: binary | multiclass | regression.
-        metric: as for `row_losses`.
-        prediction: shape (n,), n > 0. multiclass: the largest probability.
-        calibration: binary: `calibration(...)` of the holdout.
-        curve: regression and multiclass: `loss_curve(...)` of the holdout.
-
-    Returns:
-        The expected sums, and the half width of the 95 % interval of the mean: chance in these rows and error of the
-        holdout's bins.
+        prediction: shape (n,); multiclass: the largest probability. Beyond the last stretch counts as the last.
+        losses: shape (n,), of the same rows.
+        curve: `loss_curve(...)` of the holdout.
 
     Raises:
-        EvidenceError: no rows, no holdout figures, a prediction that is not finite.
+        EvidenceError: the lengths differ, or a number is not finite.
     """
-    p = _floats(prediction, "predictions")
-    _refuse_bad_predictions(p)
-    given = calibration if task == "binary" else curve
-    if not len(p) or not given:
-        raise EvidenceError(
-            f"quality of {len(p)} predictions cannot be estimated from {len(given)} holdout bins. "
-            "Estimate only where rows were scored, with the figures saved at training."
-        )
-    if task == "binary":
-        rate = calibrate(p, calibration)
-        zeros, ones = (row_losses(task, metric, np.full(len(p), y), p) for y in (0.0, 1.0))
-        expected = rate * ones + (1 - rate) * zeros
-        squared = rate * ones**2 + (1 - rate) * zeros**2
-        # how far the mean moves when one bin's rate does, times the standard error of that rate
-        share = _shares(p, np.array([bin_.predicted / bin_.rows for bin_ in calibration]), ones - zeros)
-        rates = np.array([(bin_.observed + 0.5) / (bin_.rows + 1) for bin_ in calibration])
-        bin_variance = rates * (1 - rates) / np.array([bin_.rows for bin_ in calibration])
-    else:
-        place = np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], p, side="left"), len(curve) - 1)
-        means = np.array([bin_.loss.mean for bin_ in curve])
-        squares = np.array([bin_.loss.total_squared / bin_.loss.rows for bin_ in curve])
-        expected, squared = means[place], squares[place]
-        share = np.bincount(place, minlength=len(curve)) / len(p)
-        bin_variance = (squares - means**2) / np.array([bin_.loss.rows for bin_ in curve])
-    chance = float((squared - expected**2).sum()) / len(p) ** 2
-    holdout = float((share**2 * bin_variance).sum())
-    sums = LossSum(rows=len(p), total=float(expected.sum()), total_squared=float(squared.sum()))
-    return sums, _Z95 * max(chance + holdout, 0.0) ** 0.5
-
-
-def estimate_auc(prediction: Values, calibration: Sequence[Calibration]) -> float:
-    """The AUC to expect: every row counts as a positive with its calibrated probability. Arguments as `estimate`.
-
-    Raises:
-        EvidenceError: no rows, no holdout figures, or all calibrated probabilities are 0 or all are 1.
-    """
-    p = _floats(prediction, "predictions")
-    _refuse_bad_predictions(p)
-    rate = calibrate(p, calibration)
-    _, place = np.unique(p, return_inverse=True)
-    positives, negatives = np.bincount(place, weights=rate), np.bincount(place, weights=1 - rate)
-    pairs = float(positives.sum() * negatives.sum())
-    if not pairs:
-        raise EvidenceError(f"AUC of {len(p)} rows cannot be estimated: one class has no expected rows.")
-    lower = np.cumsum(negatives) - negatives
-    return float((positives * (lower + negatives / 2)).sum()) / pairs
-
-
-def calibrate(prediction: Floats, calibration: Sequence[Calibration]) -> Floats:
-    """Scores as rates observed on the holdout: linear between bin means, never falling, level beyond the ends.
-
-    Raises:
-        EvidenceError: no bins.
-    """
-    if not calibration:
-        raise EvidenceError("a score cannot be calibrated without holdout bins. Pass those saved at training.")
-    at = np.array([bin_.predicted / bin_.rows for bin_ in calibration])
-    rows = [float(bin_.rows) for bin_ in calibration]
-    return np.interp(prediction, at, _rising([bin_.observed / bin_.rows for bin_ in calibration], rows))
-
-
-def _rising(values: Sequence[float], weights: Sequence[float]) -> Floats:
-    """Isotonic regression by pooling adjacent violators (Barlow et al. 1972)."""
-    blocks: list[tuple[float, float, int]] = []
-    for value, weight in zip(values, weights, strict=True):
-        block = (value, weight, 1)
-        while blocks and blocks[-1][0] > block[0]:
-            mean, heavy, length = blocks.pop()
-            both = heavy + block[1]
-            block = ((mean * heavy + block[0] * block[1]) / both, both, length + block[2])
-        blocks.append(block)
-    return np.concatenate([np.full(length, mean) for mean, _, length in blocks])
-
-
-def _shares(prediction: Floats, at: Floats, weights: Floats) -> Floats:
-    """Mean of `weights` by the bin that a prediction is nearest to, over all rows."""
-    place = np.searchsorted((at[1:] + at[:-1]) / 2, prediction)
-    return np.bincount(place, weights=weights, minlength=len(at)) / len(prediction)
+    p, losses = _aligned(prediction, losses)
+    if not curve:
+        return ()
+    place = np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], p, side="left"), len(curve) - 1)
+    return tuple(loss_sum(losses[place == number]) for number in range(len(curve)))
 
 
 def _stretches(rising: Floats, bins: int) -> list[tuple[int, int]]:
@@ -389,6 +294,23 @@ def _refuse_null_labels(labels: pa.Table, entity: Sequence[str]) -> None:
             f"{count} of {len(labels)} labels are null or NaN, the first for {first}. "
             "Leave a row out until its label is known."
         )
+
+
+def finite(prediction: Values) -> Floats:
+    """Predictions as finite numbers.
+
+    Raises:
+        EvidenceError: a prediction is no number, NaN or infinite.
+    """
+    p = _floats(prediction, "predictions")
+    _refuse_bad_predictions(p)
+    return p
+
+
+def cluster_sums(clusters: Values, values: Floats) -> Floats:
+    """Sums by cluster, in the order of the clusters' names."""
+    _, place = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    return np.bincount(place, weights=values).astype(np.float64)
 
 
 def _floats(values: Values, what: str) -> Floats:

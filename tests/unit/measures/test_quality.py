@@ -16,7 +16,7 @@ from sklearn.metrics import brier_score_loss, log_loss, mean_absolute_error, mea
 
 from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
 from perennial.measures import quality
-from perennial.records import Calibration, LossSum, PairedSum, from_json, to_json
+from perennial.records import Calibration, LossSum, PairedSum
 
 DAY = timedelta(days=1)
 START = datetime(2013, 6, 3, tzinfo=UTC)
@@ -245,88 +245,3 @@ def test_calibration_bins_hold_all_rows_and_keep_ties_together() -> None:
         Calibration(3, pytest.approx(0.6), 1.0),
         Calibration(2, pytest.approx(1.8), 2.0),
     )
-
-
-# --- estimated quality
-
-
-def holdout(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An overconfident score: the truth is likelier at the middle than it says."""
-    generator = np.random.default_rng(seed)
-    score = generator.beta(1, 3, rows)
-    return score, (generator.random(rows) < 0.1 + 0.6 * score).astype(float)
-
-
-@pytest.mark.parametrize("metric", ["log_loss", "brier"])
-def test_the_estimated_binary_loss_covers_the_realised_loss(metric: str) -> None:
-    score, truth = holdout(20_000, seed=1)
-    bins = quality.calibration("binary", truth, score, bins=20)
-    covered = 0
-    for seed in range(2, 42):
-        score, truth = holdout(2_000, seed)
-        expected, half_width = quality.estimate("binary", metric, score, calibration=bins)
-        assert expected.rows == 2_000
-        realised = quality.row_losses("binary", metric, truth, score).mean()
-        covered += abs(realised - expected.mean) <= half_width
-    assert covered >= 34  # 38 of 40 expected; fewer than 34 has probability 0.003
-
-
-def test_the_estimated_loss_follows_a_changed_mix_of_scores() -> None:
-    score, truth = holdout(20_000, seed=1)
-    bins = quality.calibration("binary", truth, score, bins=20)
-    score, truth = holdout(20_000, seed=2)
-    hard = score > 0.3
-    expected, half_width = quality.estimate("binary", "log_loss", score[hard], calibration=bins)
-    realised = quality.row_losses("binary", "log_loss", truth[hard], score[hard]).mean()
-    easy, _ = quality.estimate("binary", "log_loss", score[~hard], calibration=bins)
-    assert abs(expected.mean - realised) < 2 * half_width
-    assert expected.mean > easy.mean + 0.1
-
-
-def test_the_estimated_auc_is_near_the_realised_auc() -> None:
-    score, truth = holdout(20_000, seed=1)
-    bins = quality.calibration("binary", truth, score, bins=20)
-    score, truth = holdout(20_000, seed=2)
-    assert quality.estimate_auc(score, bins) == pytest.approx(roc_auc_score(truth, score), abs=0.015)
-
-
-def test_the_estimated_regression_loss_follows_the_predictions() -> None:
-    generator = np.random.default_rng(3)
-    prediction = generator.uniform(0, 100, 20_000)
-    losses = quality.row_losses("regression", "mae", prediction + generator.normal(0, 0.1 * prediction), prediction)
-    curve = quality.loss_curve(prediction[:10_000], losses[:10_000])
-    busy = prediction[10_000:] > 70
-    expected, half_width = quality.estimate("regression", "mae", prediction[10_000:][busy], curve=curve)
-    assert expected.mean == pytest.approx(losses[10_000:][busy].mean(), abs=2 * half_width)
-    assert expected.mean > 1.4 * losses.mean()
-
-
-def test_predictions_beyond_the_holdout_take_its_last_bin() -> None:
-    curve = quality.loss_curve([1.0, 2.0, 3.0, 4.0], np.array([1.0, 1.0, 5.0, 5.0]), bins=2)
-    expected, _ = quality.estimate("regression", "mae", [99.0], curve=curve)
-    assert expected.mean == 5.0
-    assert from_json(quality.LossBin, to_json(curve[0])) == curve[0]
-
-
-def test_more_rows_give_a_narrower_interval() -> None:
-    score, truth = holdout(20_000, seed=1)
-    bins = quality.calibration("binary", truth, score, bins=20)
-    widths = [quality.estimate("binary", "log_loss", score[:rows], calibration=bins)[1] for rows in (100, 1000, 10_000)]
-    assert widths == sorted(widths, reverse=True)
-
-
-@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))
-def test_calibrated_scores_never_fall_and_stay_probabilities(bins: Any) -> None:
-    given_bins = [Calibration(rows, rows * p, rows * y) for rows, p, y in sorted(bins, key=lambda b: b[1])]
-    rates = quality.calibrate(np.linspace(0, 1, 50), given_bins)
-    assert (np.diff(rates) >= -1e-12).all()
-    assert rates.min() >= 0
-    assert rates.max() <= 1 + 1e-12
-
-
-@pytest.mark.parametrize("prediction", [[], [0.5]])
-def test_nothing_is_estimated_from_nothing(prediction: Any) -> None:
-    with pytest.raises(EvidenceError, match="cannot be estimated from 0 holdout bins"):
-        quality.estimate("binary", "log_loss", prediction)
-    with pytest.raises(EvidenceError):
-        quality.estimate_auc(prediction, ())
