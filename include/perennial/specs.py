@@ -70,6 +70,7 @@ RESERVED_COLUMNS = frozenset(
 )
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=0.5)]
+Guardrail = Literal["loss", "errors", "latency", "missing"]
 
 
 class Source(Section):
@@ -217,9 +218,12 @@ class Gate(Section):
 
     #: non_inferior: not worse than the champion by more than `margin`; superior: better than it
     mode: Literal["non_inferior", "superior"] = "superior"
-    #: in units of the metric, as a share of the champion's loss
+    #: as a share of the champion's loss
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    #: superior: chance to admit a challenger that is no better; slices: chance to refuse one that is worse in none
     alpha: Probability = 0.05
+    #: both modes: chance to admit a challenger that is worse by `margin`
+    risk: Probability = 0.01
     min_rows: Annotated[int, Field(ge=1)] = 500
     #: absolute floor for the first champion and all others: the loss may not exceed it (None: no floor)
     max_loss: float | None = None
@@ -230,6 +234,9 @@ class Gate(Section):
     slice_min_rows: Annotated[int, Field(ge=1)] = 200
     #: binary: |mean prediction - share of positives| may not exceed this; regression: share of the label's mean
     max_calibration_error: Annotated[float, Field(gt=0)] = 0.10
+    #: classes: so many times the odds (of a positive, of the commonest class) may lie from those that the champion
+    #: learnt, in the training rows and in the holdout; wide, because shares do move (None: no limit)
+    max_label_shift: Annotated[float, Field(gt=1)] | None = 10.0
     #: what it must beat: the majority class or mean, the last value, or the value one season ago
     baseline: Literal["constant", "last_value", "seasonal_naive"] = "constant"
     season: Width | None = None
@@ -284,6 +291,8 @@ class Rollout(Section):
     approval: Literal["none", "human"] = "human"
     #: alpha of the rollback guard over the whole rollout
     alpha: Probability = 0.05
+    #: harms that roll back by themselves; `alpha` is split over them. The others only keep a rollout from advancing
+    guardrails: Annotated[tuple[Guardrail, ...], Field(min_length=1)] = ("loss", "errors", "latency", "missing")
     #: the challenger may be worse by this share of the champion's loss and still advance
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     #: paired rows with labels that a stage needs before it may advance
@@ -292,6 +301,11 @@ class Rollout(Section):
     max_partitions: Annotated[int, Field(ge=1)] = 8
     #: share of rows without a prediction that the challenger may have beyond the champion's
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    #: blue_green: partitions that the challenger serves whole before it may be promoted
+    bake_partitions: Annotated[int, Field(ge=1)] = 3
+    #: a person is told while there are no labels yet and the challenger's predictions are further than this from the
+    #: champion's on the same rows (population stability index; 0.25 is "large" in Siddiqi 2006, Credit Risk Scorecards)
+    max_shift: Annotated[float, Field(gt=0)] = 0.25
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -311,6 +325,23 @@ class Rollout(Section):
         if list(self.stages) != sorted(set(self.stages)) or self.stages[-1] != 1.0:
             text = f"stages {list(self.stages)} must rise and end with 1.0, as in [0.05, 0.25, 0.5, 1.0]"
             raise RuleBroken("stages_not_rising", text, ("stages",))
+        return self
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len(set(self.guardrails)) < len(self.guardrails):
+            text = f"guardrails {list(self.guardrails)} name one twice; each has one part of alpha"
+            raise RuleBroken("doubled_guardrail", text, ("guardrails",))
+        return self
+
+    @model_validator(mode="after")
+    def _bakes_in_time(self) -> Self:
+        if self.strategy == "blue_green" and self.bake_partitions > self.max_partitions:
+            text = (
+                f"bake_partitions {self.bake_partitions} is more than max_partitions {self.max_partitions}: the stage "
+                "would be undecided before it is baked; lower one or raise the other"
+            )
+            raise RuleBroken("bake_too_long", text, ("bake_partitions",))
         return self
 
 
