@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,8 +78,10 @@ def new(
 
 @app.command()
 def check(names: Annotated[list[str] | None, typer.Argument(help="Models; all by default.")] = None) -> None:
-    """Check specs, suites, readers and pipelines; every problem with file, line and cure."""
+    """Check specs, suites, readers and pipelines; every problem with file, line and cure. Then what a gate can show."""
     from rich.table import Table
+
+    from perennial.specs import load_specs
 
     found = dict(_checked(names or []))
     table = Table("model", *_PARTS)
@@ -85,6 +89,9 @@ def check(names: Annotated[list[str] | None, typer.Argument(help="Models; all by
         marks = {None: "[green]ok[/]", "": "-"}
         table.add_row(model, *(marks.get(parts.get(part, ""), "[red]no[/]") for part in _PARTS))
     shell.console().print(table)
+    good, _ = load_specs()
+    for line in _power(spec for name, spec in good.items() if name in found):
+        typer.echo(line)
     problems = [text for parts in found.values() for text in parts.values() if text]
     problems += [
         f"PERENNIAL_MODELS names {folder}, which is not a folder. Correct it."
@@ -150,6 +157,57 @@ def _check_pipeline(spec: ModelSpec) -> None:
             f"({type(error).__name__}: {error}). Mend it, or training.params."
         )
         raise SpecError(msg) from error
+
+
+def _power(specs: Iterator[ModelSpec]) -> Iterator[str]:
+    """One line a model: how many holdout rows its gate needs, and a warning where they are not to be had."""
+    ledger = shell.ledger_as_it_stands()
+    for spec in specs:
+        try:
+            entries = ledger.entries(spec.name, kind="promotion", newest=_GATES) if ledger else ()
+        except LedgerError as error:
+            yield f"warning: {error} The gate's rows are planned without it."
+            ledger, entries = None, ()
+        yield from _power_of(spec, entries)
+
+
+#: a model's newest gates; one of them measured the spread of the differences, or none did
+_GATES = 10
+
+
+def _power_of(spec: ModelSpec, entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    from perennial.decisions import promotion
+    from perennial.records import PromotionEvidence, from_json
+
+    gate, days = spec.gate, int(spec.training.holdout / timedelta(days=1))
+    width = f"the holdout of {spec.training.model_dump(mode='json')['holdout']}"
+    spread, source = promotion.PLANNED, "planning values; no gate has judged yet"
+    for entry in reversed(entries):
+        evidence = from_json(PromotionEvidence, entry.body["evidence"])
+        known = promotion.measured(evidence, gate)
+        if known is not None:
+            spread, source = known, f"measured at the gate of {entry.as_of:%Y-%m-%d}"
+            break
+        if spread.rows_a_day is None and evidence.clusters:
+            rows_a_day = sum(pair.rows for pair in evidence.clusters) / len(evidence.clusters)
+            spread = replace(spread, rows_a_day=rows_a_day)
+            source = f"planning values; rows a day of the gate of {entry.as_of:%Y-%m-%d}"
+    need = promotion.rows_needed(spread, gate, days)
+    yield (
+        f"{spec.name}: {need.rows:,} holdout rows in {need.days} days are needed to admit a challenger that is better "
+        f"by {100 * gate.margin:.3g} % in {100 * promotion.POWER:.0f} % of the gates ({source})."
+    )
+    if days < 2:  # noqa: PLR2004 - the gate needs the spread between days
+        yield f"warning: {spec.name}: {width} has fewer than 2 whole days; the gate judges by the spread between days."
+    elif spread.rows_a_day is not None and days < need.days:
+        have = promotion.Need(round(spread.rows_a_day * days), days)
+        found = promotion.chance(spread, gate, have, gate.margin)
+        yield (
+            f"warning: {spec.name}: {width} has about {have.rows:,} rows in {days} days, where such a challenger is "
+            f"admitted in {100 * found:.0f} % of the gates. Lengthen training.holdout, or take a wider gate.margin."
+        )
+    elif spread.rows_a_day is None and days < need.days:
+        yield f"warning: {spec.name}: {width} has {days} days. Lengthen training.holdout, or take a wider gate.margin."
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

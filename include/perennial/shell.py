@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import secrets
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.errors import PerennialError, SpecError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from perennial.records import Partition, RunLink
     from perennial.settings import Settings
     from perennial.specs import ModelSpec
-    from perennial.stores.ports import Stores
+    from perennial.stores.ports import Ledger, Stores
 
 #: a file or a pipe has no width; tables must not be cut there
 PIPE_WIDTH = 160
@@ -33,6 +34,18 @@ def stores_now() -> Stores:
     from perennial.stores.open import open_stores
 
     return open_stores(settings_now())
+
+
+def ledger_as_it_stands() -> Ledger | None:
+    """The ledger for a command that only looks: nothing is made or upgraded. None where there is no database yet."""
+    import sqlalchemy as sa
+
+    from perennial.stores.ledger import SqlLedger, make_engine
+
+    url = sa.make_url(settings_now().ledger_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        return None
+    return SqlLedger(make_engine(url))
 
 
 def spec_of(name: str) -> ModelSpec:

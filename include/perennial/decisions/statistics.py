@@ -219,34 +219,33 @@ def part_alone(level: float, cells: int, looks: int) -> float:
     return float(np.mean(rest)) if one < whole else 0.0
 
 
-def unseen_excess(expected_rows: float, variance: float, repeat: float, part: float, unseen: float) -> float:
+def unseen_excess(expected_rows: float, variance: float, part: float, unseen: float) -> float:
     """One-sided p-value of `unseen` rows of categories that the reference does not have.
 
     Null: nothing is new. `expected_rows` is how many of the reference's rows such categories are worth, `variance` that
-    figure's error (see `unseen_share`), `part` the current sample's rows over the reference's. A category that was
-    missed by chance may come more than once now; the count is brought down by its mean repetition `repeat`. Gamma share
-    and Poisson count: negative binomial.
+    figure's error (see `unseen_worth`), `part` the current sample's rows over the reference's. Gamma share and Poisson
+    count: negative binomial.
     """
     if unseen <= 0 or part <= 0:
         return 1.0
-    return float(_unseen_tail(expected_rows, variance, repeat, part, unseen))
+    return float(_unseen_tail(expected_rows, variance, part, unseen))
 
 
-def unseen_steps(expected_rows: float, variance: float, repeat: float, part: float, most: float) -> Steps | None:
+def unseen_steps(expected_rows: float, variance: float, part: float, most: float) -> Steps | None:
     """The p-values up to `most` that `unseen_excess` can have, as `share_change_steps`."""
     centre = part * expected_rows
-    spread = math.sqrt(centre * repeat + part**2 * variance)
+    spread = math.sqrt(centre + part**2 * variance)
     if spread > _FINE_SPREAD:
         return None
-    tails = _unseen_tail(expected_rows, variance, repeat, part, np.arange(math.ceil(centre + 16 * spread + 60), 0, -1))
+    tails = _unseen_tail(expected_rows, variance, part, np.arange(math.ceil(centre + 16 * spread + 60), 0, -1))
     tails = tails[tails <= most]
     return Steps(tails, np.diff(tails, prepend=0.0))
 
 
-def _unseen_tail(expected_rows: float, variance: float, repeat: float, part: float, unseen: float | Vector) -> Any:
+def _unseen_tail(expected_rows: float, variance: float, part: float, unseen: float | Vector) -> Any:
     shape = expected_rows**2 / variance
-    expected = part * expected_rows / repeat
-    return special.betainc(unseen / repeat, shape, expected / (shape + expected))
+    expected = part * expected_rows
+    return special.betainc(unseen, shape, expected / (shape + expected))
 
 
 def critical_level(alpha: float, dense: float, steps: Sequence[Steps]) -> float:
@@ -269,28 +268,33 @@ def critical_level(alpha: float, dense: float, steps: Sequence[Steps]) -> float:
     return min(level, float(np.nextafter(points[first], 0.0))) if first < len(points) else level
 
 
-def unseen_share(kept: Counts, others: float, part: float) -> tuple[float, float, float]:
-    """How many rows of a reference the categories that it does not keep are worth, its variance, and their repetition.
+def unseen_worth(kept: Counts, others: float) -> tuple[float, float]:
+    """How many rows of a reference the categories that it does not keep are worth in a new sample, and the variance.
 
-    `kept` counts those it keeps, the most frequent, `others` the rows of all others that it met. Where it keeps all, a
-    sample's share of what it has not met is about once / rows, with a variance of about (once + 2 twice) / rows**2,
+    `kept` counts those it keeps, the most frequent; `others` is the rows of all others that it met. Where it keeps all,
+    the share of what a sample has not met is about once / rows, with a variance of about (once + 2 twice) / rows**2,
     `once` and `twice` the categories met once and twice: Good (1953), Biometrika 40; Esty (1983), Annals of Statistics
-    11. Where it keeps those met c times or more, these were favoured by chance: a category met r times is worth
-    (r + 1) N(r + 1) / N(r) rows (Good), N(r) the number of categories met r times, and summed over the kept ones all
-    but c N(c) of their rows remain. That many are due to the others, besides their own.
+    11. One is added to `once`, so that none gives a share too. Where only the most frequent are kept, chance has
+    favoured them: a category met r times is worth (r + 1) N(r + 1) / N(r) rows (Good), N(r) the number of categories
+    met r times. Summed over those kept, down to a least count c of which the limit keeps a part f, this is less than
+    their rows by K c + (1 - f) (c + 1) N(c + 1), K those kept at c. The others are worth that much more.
     """
     counts = np.asarray(kept, float)
     counts = counts[counts > 0]
-    once, twice = int(np.count_nonzero(counts == 1)), int(np.count_nonzero(counts == 2))  # noqa: PLR2004
     if others <= 0 or not len(counts):
-        repeat = 1 + 2 * (twice + 1) / (once + 1) * part
-        return once + 1.0, once + 2.0 * twice + 1, repeat
+        once, twice = (float(np.count_nonzero(counts == times)) for times in (1, 2))
+        return once + 1, once + 2 * twice + 1
     least = float(counts.min())
-    # r N(r), smoothed over counts that chance may exchange; the least count itself may be cut off by the limit
+    # r N(r) in two windows above c, as wide as chance moves counts about; drawn on geometrically to c and c + 1
     width = math.ceil(math.sqrt(least))
-    above = float(counts[(counts > least) & (counts <= least + width)].sum()) / width
-    worth = max(above, float(counts[counts == least].sum()))
-    return others + worth, others + least * worth, 1.0
+    near, far = (
+        float(counts[(counts > least + k * width) & (counts <= least + (k + 1) * width)].sum()) / width for k in (0, 1)
+    )
+    step = (near / far) ** (1 / width) if near > 0 and far > 0 else 1.0
+    at_least, after = near * step ** ((width + 1) / 2), near * step ** ((width - 1) / 2)
+    last = float(counts[counts == least].sum())
+    favour = last + (max(0.0, 1 - last / at_least) * after if at_least > 0 else 0.0)
+    return others + favour, others + least * favour
 
 
 def merge(reference: Counts, current: Counts, part: float | None = None) -> tuple[Vector, Vector]:
@@ -328,29 +332,32 @@ class Estimate:
 
     Few skewed clusters make Student's t too sure on one side: where most days gain a little and a rare day loses much,
     the mean of some days is low and their spread small. The first term of the Edgeworth series of t says by how much;
-    it is applied on that side only, so it can widen a bound and never narrow it. Source: Johnson (1978), JASA 73;
-    Hall (1992), The Bootstrap and Edgeworth Expansion.
+    it is applied to what speaks for the challenger and only against it: `upper` and `p_below` can grow by it and never
+    shrink. It takes one standard error more than was measured: few clusters say little about their own skewness. What
+    speaks for harm, `p_above`, is the plain t. Source: Johnson (1978), JASA 73; Hall (1992), The Bootstrap and
+    Edgeworth Expansion.
     """
 
     mean: float
     error: float
     degrees: float
-    #: skewness of the clusters' sums over the root of their number
+    #: skewness of the clusters' sums over the root of their number, and the standard error that normal sums give it
     skew: float = 0.0
+    skew_error: float = 0.0
 
     def upper(self, alpha: float) -> float:
         """One-sided upper confidence bound."""
         if self.error <= 0:
             return self.mean
-        return self.mean + self.error * critical(alpha, self.degrees, self.skew)
+        return self.mean + self.error * critical(alpha, self.degrees, self.skew + self.skew_error)
 
     def p_above(self, bound: float) -> float:
         """p-value of H0: the true mean is `bound` or less."""
-        return self._tail(self.mean - bound, max(0.0, -self.skew))
+        return self._tail(self.mean - bound, 0.0)
 
     def p_below(self, bound: float) -> float:
         """p-value of H0: the true mean is `bound` or more."""
-        return self._tail(bound - self.mean, max(0.0, self.skew))
+        return self._tail(bound - self.mean, max(0.0, self.skew_error + self.skew))
 
     def _tail(self, distance: float, skew: float) -> float:
         if self.error <= 0:
@@ -428,7 +435,12 @@ def clustered(pairs: Sequence[PairedSum], margin: float = 0.0) -> Estimate | Non
         return Estimate(mean, 0.0, count - 1)
     size = math.sqrt(math.fsum(e * e for e in residuals))
     skew = math.fsum((e / size) ** 3 for e in residuals)
-    return Estimate(mean, math.sqrt(raised) / rows, _degrees(pairs, rows), skew)
+    return Estimate(mean, math.sqrt(raised) / rows, _degrees(pairs, rows), skew, skew_error(count) / math.sqrt(count))
+
+
+def skew_error(count: int) -> float:
+    """Standard error of the skewness of `count` normal numbers. Source: Fisher (1930), Proc. Royal Society A 130."""
+    return math.sqrt(6 * max(0, count - 2) / ((count + 1) * (count + 3)))
 
 
 def _degrees(pairs: Sequence[PairedSum], rows: int) -> float:

@@ -47,6 +47,7 @@ def evidence(pairs: tuple[PairedSum, ...], **changes: object) -> PromotionEviden
         training_label_mean=0.3,
         holdout_label_mean=0.3,
         new_rows=rows,
+        champion_label_mean=0.3,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

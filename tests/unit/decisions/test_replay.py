@@ -91,6 +91,7 @@ def _promotion(difference: float) -> Decision:
             0.3,
             0.3,
             3000,
+            champion_label_mean=0.3,
         ),
         Gate(slices=("a",)),
     )

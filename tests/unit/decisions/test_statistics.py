@@ -46,7 +46,10 @@ def test_the_mean_of_few_clusters_has_few_degrees_of_freedom() -> None:
     assert estimate.degrees == 2
     assert estimate.mean == pytest.approx(0.02)
     assert estimate.error == pytest.approx(0.01 / math.sqrt(3))
-    assert estimate.upper(0.05) == pytest.approx(0.02 + 2.919986 * 0.01 / math.sqrt(3))
+    assert estimate.p_above(0.02 - 2.919986 * 0.01 / math.sqrt(3)) == pytest.approx(0.05)
+    assert estimate.skew == pytest.approx(0)
+    # no skewness was measured, but three days cannot rule it out
+    assert estimate.upper(0.05) > 0.02 + 2.919986 * 0.01 / math.sqrt(3)
 
 
 def test_one_cluster_has_no_error() -> None:
@@ -88,6 +91,27 @@ def test_group_sequential_boundaries_spend_what_they_should() -> None:
     z = np.cumsum(steps, axis=1) / np.sqrt(information)
     assert np.mean((z >= bounds).any(axis=1)) == pytest.approx(0.05, abs=0.004)
     assert spent[-1] == pytest.approx(0.05)
+
+
+def test_boundaries_do_not_know_of_looks_to_come_nor_of_other_rollouts_before() -> None:
+    information = [100.0 * k for k in range(1, 6)]
+    spent = [statistics.spend(k / 5, 0.05) for k in range(1, 6)]
+    whole = statistics.spending_bounds(information, spent)
+    statistics.spending_bounds([50.0, 70.0], [0.01, 0.02])
+    assert [statistics.spending_bounds(information[:k], spent[:k]) for k in (1, 3)] == [whole[:1], whole[:3]]
+
+
+def test_scatter_is_measured_within_groups() -> None:
+    assert statistics.scatter([[(1.0, 0.0), (3.0, 4.0)], [(5.0, 100.0)], []]) == (pytest.approx(12.0), 1)
+    assert statistics.scatter([]) == (0.0, 0)
+
+
+def test_few_partitions_lean_on_what_is_believed_and_many_do_not() -> None:
+    assert statistics.dispersion(0.0, 0, 4.0, 1.0) == 4
+    assert statistics.dispersion(2.0, 2, 4.0, 1.0) == 2
+    assert statistics.dispersion(300.0, 99, 4.0, 1.0) == pytest.approx(3.04)
+    # partitions that vary less than rows explain make nobody surer
+    assert statistics.dispersion(10.0, 99, 4.0, 1.0) == 1
 
 
 def test_the_mixture_bound_holds_at_all_looks_together() -> None:
