@@ -346,7 +346,7 @@ def _result(spec: ModelSpec, entry: LedgerEntry, stage: int) -> dict[str, Any]:
         "model": spec.name,
         "verdict": entry.verdict,
         "reason": reasons[0],
-        # a HOLD that no evidence to come will end by itself
+        # a HOLD that a person should look at: it may not end by itself
         "needs_person": bool(entry.body.get("statistics", {}).get("needs_person")),
         "stage": stage,
         "split": spec.rollout.steps[stage],

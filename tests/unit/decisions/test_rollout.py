@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from perennial.decisions import rollout
 from perennial.errors import EvidenceError
-from perennial.records import Decision, PairedSum, RolloutEvidence, RolloutHistory, StageEvidence, Verdict
+from perennial.records import (
+    ColumnProfile,
+    Decision,
+    PairedSum,
+    RolloutEvidence,
+    RolloutHistory,
+    ServedSum,
+    StageEvidence,
+    Verdict,
+)
 from perennial.specs import Rollout
 
 POLICY = Rollout()
@@ -151,7 +160,8 @@ def test_every_strategy_goes_through_its_steps_and_ends_with_a_promotion(strateg
     verdicts = []
     for number, split in enumerate(policy.steps):
         stages.append(stage(number, (pair(rng, f"w{number}", 3000, -0.05),), split))
-        verdicts.append(verdict(evidence(*stages, strategy=strategy), policy))
+        found = evidence(*stages, strategy=strategy)
+        verdicts.append(verdict(replace(found, partitions_in_stage=policy.bake_partitions), policy))
     assert verdicts == [*[Verdict.ADVANCE] * (len(policy.steps) - 1), Verdict.PROMOTE]
 
 
@@ -168,10 +178,217 @@ def test_an_equal_version_does_not_win_an_ab_test() -> None:
     assert verdict(tied, Rollout(strategy="ab")) is Verdict.HOLD
 
 
+# --- blue/green ----------------------------------------------------------------------------------------------------
+
+BLUE_GREEN = Rollout(strategy="blue_green", bake_partitions=4)
+
+
+def baking(difference: float, partitions: int, *, labelled: int | None = None) -> RolloutEvidence:
+    rng = np.random.default_rng(1)
+    pairs = tuple(pair(rng, f"w{k}", 3000, difference) for k in range(partitions if labelled is None else labelled))
+    found = evidence(stage(0, pairs, 1.0), strategy="blue_green")
+    return replace(found, partitions_in_stage=partitions)
+
+
+def test_blue_green_is_promoted_when_it_is_baked_and_not_before() -> None:
+    verdicts = [verdict(baking(-0.05, partitions), BLUE_GREEN) for partitions in range(1, 6)]
+    assert verdicts == [Verdict.HOLD] * 3 + [Verdict.PROMOTE] * 2
+    assert "3 partitions served whole, 4 needed" in rollout.decide(baking(-0.05, 3), BLUE_GREEN, NONE).reasons[0]
+
+
+def test_partitions_bake_before_their_labels_are_in() -> None:
+    assert verdict(baking(-0.05, 4, labelled=1), BLUE_GREEN) is Verdict.PROMOTE
+    assert verdict(baking(-0.05, 4, labelled=0), BLUE_GREEN) is Verdict.HOLD
+
+
+def test_harm_ends_the_bake() -> None:
+    assert verdict(baking(0.2, 1), BLUE_GREEN) is Verdict.ROLL_BACK
+
+
+# --- served rows: errors and latency -------------------------------------------------------------------------------
+
+
+def serving(old: int, new: int, *, of: str = "errors", partitions: tuple[int, ...] = ()) -> RolloutEvidence:
+    """A better version at 25 %: 9,000 and 3,000 served rows, with so many errors (or slow ones) of each side.
+
+    `partitions`: how the challenger's are spread over partitions of equal size.
+    """
+    rng = np.random.default_rng(1)
+    served = tuple(
+        ServedSum(
+            f"w{k}",
+            9000 // len(partitions),
+            3000 // len(partitions),
+            **{f"champion_{of}": old // len(partitions), f"challenger_{of}": hits},
+        )
+        for k, hits in enumerate(partitions)
+    )
+    one = StageEvidence(
+        0,
+        0.25,
+        9000,
+        3000,
+        0,
+        0,
+        12000,
+        (pair(rng, "w0", 12000, -0.05),),
+        served=served,
+        **{f"champion_{of}": old, f"challenger_{of}": new},
+    )
+    return evidence(one)
+
+
+@pytest.mark.parametrize("of", ["errors", "slow"])
+def test_harm_among_served_rows_is_rolled_back_and_a_doubtful_one_holds(of: str) -> None:
+    assert verdict(serving(450, 150, of=of)) is Verdict.ADVANCE
+    assert verdict(serving(450, 165, of=of)) is Verdict.HOLD
+    decision = rollout.decide(serving(450, 600, of=of), POLICY, NONE)
+    assert decision.verdict is Verdict.ROLL_BACK
+    assert decision.reasons[0].startswith("errors are up" if of == "errors" else "slow rows are up")
+
+
+def test_errors_that_partitions_agree_on_are_harm_sooner_than_those_of_one_bad_partition() -> None:
+    """The same sums: 450 of 9,000 against 260 of 3,000."""
+    assert verdict(serving(450, 260, partitions=(53, 51, 52, 53, 51))) is Verdict.ROLL_BACK
+    assert verdict(serving(450, 260, partitions=(10, 210, 12, 14, 14))) is Verdict.HOLD
+
+
+def test_partitions_that_do_not_add_up_to_their_stage_are_refused() -> None:
+    found = serving(450, 260, partitions=(53, 51, 52, 53, 51))
+    one = found.stages[0]
+    for served in (one.served[:-1], (*one.served[:-1], replace(one.served[-1], cluster="w0"))):
+        with pytest.raises(EvidenceError, match="add up"):
+            verdict(replace(found, stages=(replace(one, served=served),)))
+
+
+def test_alpha_is_split_over_the_named_guardrails_only() -> None:
+    def alphas(policy: Rollout) -> dict[str, float]:
+        limits = rollout.decide(serving(450, 165), policy, NONE).thresholds
+        return {k: v for k, v in limits.items() if k.endswith("_alpha") and k != "sample_ratio_alpha"}
+
+    assert alphas(POLICY) == pytest.approx({"loss_alpha": 0.025, "errors_alpha": 0.05 / 6, "missing_alpha": 0.05 / 6})
+    assert alphas(Rollout(guardrails=("loss", "errors"))) == pytest.approx(
+        {"loss_alpha": 0.0375, "errors_alpha": 0.0125}
+    )
+    assert alphas(Rollout(guardrails=("errors",))) == pytest.approx({"errors_alpha": 0.05})
+
+
+def test_harm_that_is_no_guardrail_keeps_from_advancing_and_rolls_nothing_back() -> None:
+    policy = Rollout(guardrails=("missing",))
+    assert verdict(serving(450, 600), policy) is Verdict.HOLD
+    assert verdict(serving(450, 600, of="slow"), policy) is Verdict.HOLD
+    assert verdict(one_stage(0.2), policy) is Verdict.HOLD
+
+
+# --- predictions before their labels -------------------------------------------------------------------------------
+
+
+def predicted(counts: tuple[int, ...]) -> ColumnProfile:
+    return ColumnProfile("numeric", counts, 0, edges=tuple(k / len(counts) for k in range(1, len(counts))))
+
+
+def shifting(old: tuple[int, ...], new: tuple[int, ...], *, labelled: int = 0) -> RolloutEvidence:
+    pairs = (pair(np.random.default_rng(1), "w", labelled, -0.05),) if labelled else ()
+    rows = sum(old)
+    one = StageEvidence(0, 0.05, rows - rows // 20, rows // 20, 0, 0, rows, pairs, predicted(old), predicted(new))
+    return evidence(one)
+
+
+def test_predictions_far_from_the_champion_s_hold_and_tell_a_person_until_labels_come() -> None:
+    far = ((500, 300, 150, 50), (50, 150, 300, 500))
+    decision = rollout.decide(shifting(*far), POLICY, NONE)
+    assert (decision.verdict, decision.statistics["needs_person"]) == (Verdict.HOLD, True)
+    assert decision.statistics["prediction_shift"] > 1
+    assert "PSI" in decision.reasons[0]
+    assert "0 labelled rows" in decision.reasons[0]
+    assert rollout.decide(shifting(*far, labelled=499), POLICY, NONE).statistics["needs_person"] is True
+    # labels outrank the shift
+    assert verdict(shifting(*far, labelled=2000)) is Verdict.ADVANCE
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((500, 300, 150, 50), (450, 310, 170, 70)),  # small
+        ((5, 3, 2, 0), (1, 3, 3, 3)),  # large, and nothing to wonder at in ten rows
+        ((0, 0, 0, 0), (500, 300, 150, 50)),  # nothing to compare with
+    ],
+)
+def test_a_shift_that_is_small_or_may_be_chance_tells_nobody(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    decision = rollout.decide(shifting(old, new), POLICY, NONE)
+    assert (decision.verdict, decision.statistics["needs_person"]) == (Verdict.HOLD, False)
+
+
+def test_how_far_is_far_is_the_spec_s() -> None:
+    found = shifting((500, 300, 150, 50), (50, 150, 300, 500))
+    assert rollout.decide(found, Rollout(max_shift=5.0), NONE).statistics["needs_person"] is False
+
+
+def test_predictions_in_different_bins_are_refused() -> None:
+    with pytest.raises(EvidenceError, match="bins"):
+        verdict(shifting((500, 300, 150, 50), (500, 300, 200)))
+
+
+# --- rows and partitions that hang together ------------------------------------------------------------------------
+
+
+def test_a_large_difference_in_the_first_partition_must_be_larger_than_in_agreeing_ones() -> None:
+    """One partition says nothing about how partitions vary: z 5 is not enough in one, and is in four."""
+    d = 0.3 * 5 / math.sqrt(4000)
+    alone = PairedSum("w0", 4000, 2000.0, 2000.0 + 4000 * d, 4000 * d, 4000 * (0.09 + d**2))
+    apart = tuple(PairedSum(f"w{k}", 1000, 500.0, 500.0 + 1000 * d, 1000 * d, 1000 * (0.09 + d**2)) for k in range(4))
+    policy = Rollout(margin=0.01)
+    assert verdict(evidence(stage(0, (alone,))), policy) is Verdict.HOLD
+    assert verdict(evidence(stage(0, apart)), policy) is Verdict.ROLL_BACK
+
+
+def chained(rng: np.random.Generator, name: str, rows: int, rate: float) -> PairedSum:
+    """Errors of two versions, the champion's at 5 %, each autocorrelated by .5: a row repeats the one before or not."""
+
+    def errors(share: float) -> np.ndarray:
+        fresh = rng.random(rows) >= 0.5
+        fresh[0] = True
+        return (rng.random(rows) < share)[np.maximum.accumulate(np.where(fresh, np.arange(rows), 0))]
+
+    old, new = errors(0.05), errors(rate)
+    return PairedSum(
+        name, rows, float(old.sum()), float(new.sum()), float(new.sum()) - float(old.sum()), float((old ^ new).sum())
+    )
+
+
+def looked_at(seed: int, rate: float, looks: int) -> int | None:
+    """The look that rolls back, of rows that hang together; the first stage throughout."""
+    rng, pairs = np.random.default_rng(seed), ()
+    for look in range(1, looks + 1):
+        pairs = (*pairs, chained(rng, f"{look:02d}", 2000, rate))
+        if verdict(evidence(stage(0, pairs)), Rollout(max_partitions=30)) is Verdict.ROLL_BACK:
+            return look
+    return None
+
+
+def test_autocorrelated_rows_of_equal_versions_are_rolled_back_in_at_most_five_per_cent() -> None:
+    """100 rollouts of 30 looks; nominal at most 5 %."""
+    assert sum(looked_at(seed, 0.05, 30) is not None for seed in range(100)) <= 5
+
+
+def test_overwhelming_harm_is_stopped_by_the_second_look_though_rows_hang_together() -> None:
+    assert all(looked_at(seed, 0.20, 2) is not None for seed in range(30))
+
+
+def test_partitions_that_vary_by_themselves_do_not_get_a_version_worse_by_the_margin_promoted() -> None:
+    """Partitions of 6,000 rows whose true difference varies by 0.01, often one a stage; nominal at most 5 %."""
+    ends = [live(seed, lambda rng, name: pair(rng, name, 6000, rng.normal(0.025, 0.01))) for seed in range(200)]
+    assert ends.count(Verdict.PROMOTE) <= 10
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"champion_served": -1},
+        {"challenger_slow": -1},
+        {"challenger_slow": 10**6},
+        {"served": (ServedSum("w", 2850, 150, challenger_errors=-1),)},
+        {"champion_predictions": ColumnProfile("numeric", (1, -1), 0, edges=(0.5,))},
         {"split": math.nan},
         {"split": 1.5},
         {"challenger_missing": 10**6},
@@ -291,4 +508,60 @@ def test_the_order_in_which_partitions_arrive_does_not_matter(seed: int, random:
         return rollout.decide(evidence(stage(0, tuple(order))), POLICY, NONE)
 
     one, two = decide(pairs), decide(shuffled)
+    assert (one.verdict, one.statistics, one.reasons) == (two.verdict, two.statistics, two.reasons)
+
+
+def with_hits(found: RolloutEvidence, of: str, extra: int, partition: int) -> RolloutEvidence:
+    """So many more of the challenger's served rows failed (or were slow), in one of the partitions."""
+    one = found.stages[0]
+    name = f"challenger_{of}"
+    part = one.served[partition]
+    extra = min(extra, part.challenger - getattr(part, name))
+    served = list(one.served)
+    served[partition] = replace(part, **{name: getattr(part, name) + extra})
+    worse = replace(one, served=tuple(served), **{name: getattr(one, name) + extra})
+    return replace(found, stages=(worse,))
+
+
+HITS = st.tuples(*[st.integers(0, 120)] * 5)
+
+
+@given(st.sampled_from(["errors", "slow"]), st.integers(0, 180), HITS, st.integers(0, 600), st.integers(0, 4))
+@settings(max_examples=100, deadline=None)
+def test_more_errors_or_slow_rows_never_turn_a_roll_back_or_a_hold_into_an_advance(
+    of: str, old: int, hits: tuple[int, ...], extra: int, partition: int
+) -> None:
+    found = serving(5 * old, sum(hits), of=of, partitions=hits)
+    if verdict(found) is not Verdict.ADVANCE:
+        assert verdict(with_hits(found, of, extra, partition)) in {Verdict.ROLL_BACK, Verdict.HOLD}
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 600))
+@settings(max_examples=60, deadline=None)
+def test_more_missing_predictions_never_make_a_verdict_kinder(old: int, new: int, extra: int) -> None:
+    base = one_stage(-0.05).stages[0]
+    less, more = (replace(base, champion_missing=old, challenger_missing=new + e) for e in (0, extra))
+    assert ORDER[verdict(evidence(more))] <= ORDER[verdict(evidence(less))]
+
+
+@given(st.integers(0, 500), st.integers(0, 8), st.integers(0, 8))
+@settings(max_examples=60, deadline=None)
+def test_fewer_partitions_never_promote_what_is_not_baked(seed: int, partitions: int, labelled: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = tuple(pair(rng, f"w{k}", 3000, -0.05) for k in range(min(partitions, labelled)))
+    found = replace(evidence(stage(0, pairs, 1.0), strategy="blue_green"), partitions_in_stage=partitions)
+    assert (verdict(found, BLUE_GREEN) is Verdict.PROMOTE) == (partitions >= 4 and bool(pairs))
+
+
+@given(st.permutations(range(3)), st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_stages_and_of_served_partitions_does_not_matter(stages: list[int], parts: list[int]) -> None:
+    rng = np.random.default_rng(1)
+    served = serving(450, 260, partitions=(53, 51, 52, 53, 51)).stages[0]
+    whole = [
+        replace(served, stage=number, paired=tuple(pair(rng, f"{number}{k}", 2000, 0.0) for k in range(2)))
+        for number in range(3)
+    ]
+    mixed = [replace(whole[k], served=tuple(served.served[n] for n in parts)) for k in stages]
+    one, two = (rollout.decide(evidence(*order), POLICY, NONE) for order in (whole, mixed))
     assert (one.verdict, one.statistics, one.reasons) == (two.verdict, two.statistics, two.reasons)
