@@ -2,18 +2,22 @@
 
 Null hypothesis, column by column: the rows of the batch and of the reference are draws from one distribution.
 Assumes independent rows. Each column has up to four tests, each of one kind of change: shape (all bins), a shift along
-ordered bins or one category's share, missing values, unseen categories. They share the column's part of alpha
-(Bonferroni), the columns share the batch's. A column has drifted when its p-value is within its part **and** its PSI is
-at least `min_psi`.
+ordered bins or one category's share, missing values, unseen categories. All tests of the batch are called at one
+p-value, the largest at which the chance of any call in a batch without change is at most alpha: a test that can reject
+nothing (no value is missing on either side) takes no part of alpha, one with few attainable p-values only what it can
+spend (Tarone 1990, Biometrics 46; Westfall and Wolfinger 1997, The American Statistician 51), and what two tests of a
+column call together is paid for once. A column has drifted when its p-value is within that **and** its PSI is at least
+`min_psi`.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from perennial import specs
 from perennial.decisions import statistics
@@ -21,7 +25,7 @@ from perennial.decisions.conclusions import conclude, settle
 from perennial.errors import EvidenceError
 from perennial.records import ColumnProfile, Decision, DriftEvidence, Json, Verdict
 
-RULE, VERSION = "drift", "1"
+RULE, VERSION = "drift", "2"
 
 
 def psi_threshold(reference_rows: int, current_rows: int, bins: int, columns: int, alpha: float, floor: float) -> float:
@@ -65,16 +69,29 @@ def decide(evidence: DriftEvidence, policy: specs.Monitoring, history: None = No
         reasons = [f"{rows['current']} rows against {rows['reference']} over {len(names)} columns; "]
         reasons[0] += f"{policy.min_rows} rows on each side and one column are needed"
     else:
-        share = policy.alpha / len(names)
-        thresholds["p_value"] = share
+        met = evidence.reference_kind == "training"
+        changes = {
+            name: _compare(
+                evidence.reference.columns[name], evidence.current.columns[name], policy.alpha, len(names), met=met
+            )
+            for name in names
+        }
+        level = statistics.critical_level(
+            policy.alpha,
+            sum(change.dense for change in changes.values()),
+            [steps for change in changes.values() for steps in change.steps],
+        )
+        thresholds["p_value"] = level
         measured = {
-            name: _judge(evidence.reference.columns[name], evidence.current.columns[name], share, policy.min_psi)
+            name: _judge(
+                evidence.reference.columns[name], evidence.current.columns[name], changes[name], level, policy.min_psi
+            )
             for name in names
         }
         drifted = sorted((n for n in names if measured[n]["drifted"]), key=lambda n: (-measured[n]["psi"], n))
         verdict = Verdict.DRIFTED if drifted else Verdict.STABLE
         reasons = [_explain(name, measured[name]) for name in drifted] or [
-            f"no column of {len(names)} is both surprising (p <= {share:.2g}) and big (PSI >= {policy.min_psi})"
+            f"no column of {len(names)} is both surprising (p <= {level:.2g}) and big (PSI >= {policy.min_psi})"
         ]
     return conclude(
         rule=RULE,
@@ -126,40 +143,72 @@ class _Change:
     tests: dict[str, float]
     psi: float
     bins: int
+    #: tests that have a p-value of t or less with chance t, and the attainable p-values of the others
+    dense: float
+    steps: tuple[statistics.Steps, ...]
 
 
-def _compare(old: ColumnProfile, new: ColumnProfile) -> _Change:
-    missing = statistics.share_change(old.nulls, old.rows, new.nulls, new.rows)
+#: tests of one column at most; what two of them call together is counted at alpha's part for so many
+_TESTS = 4
+
+
+def _compare(old: ColumnProfile, new: ColumnProfile, alpha: float, columns: int, *, met: bool) -> _Change:
+    """All tests of one column; `met` says that the reference itself fixed the categories."""
+    few: dict[str, tuple[float, statistics.Steps | None]] = {}
+    margins = (float(old.nulls), float(old.rows), float(new.nulls), float(new.rows))
+    few["missing"] = statistics.share_change(*margins), statistics.share_change_steps(*margins, alpha)
     if old.kind == "numeric":
-        p, q = statistics.merge(old.counts, new.counts)
-        tests = {"shape": statistics.homogeneity(p, q), "shift": statistics.trend(old.counts, new.counts)}
+        p, q = raw = statistics.merge(old.counts, new.counts)
     else:
-        p, q = _categories(old, new)
-        tests = {
-            "shape": statistics.homogeneity(*statistics.merge(p, q)),
-            "category": statistics.largest_share_change(p, q),
-            "unseen": _unseen(old, new),
-        }
-    tests["missing"] = missing
-    p, q = np.append(p, old.nulls), np.append(q, new.nulls)
-    return _Change(tests=tests, psi=statistics.psi(p, q), bins=int(np.count_nonzero(p + q)))
+        raw = _categories(old, new, met=met)
+        p, q = statistics.merge(*raw)
+        few["unseen"] = _unseen(old, new, alpha, met=met)
+    tests: dict[str, float] = {}
+    dense, steps = 0.0, statistics.NO_STEPS
+    cells, level = len(p), alpha / (columns * _TESTS)
+    if cells <= 2:  # noqa: PLR2004 - one share says all
+        margins = (float(p[0]), float(p.sum()), float(q[0]), float(q.sum()))
+        few["shape"] = statistics.share_change(*margins), statistics.share_change_steps(*margins, alpha)
+    elif old.kind == "numeric":
+        tests = {"shape": statistics.homogeneity(p, q), "shift": statistics.trend(p, q)}
+        dense = 1 + statistics.part_alone(level, cells, 1)
+    else:
+        tests = {"shape": statistics.homogeneity(p, q), "category": statistics.largest_share_change(*raw)}
+        alone = statistics.part_alone(level, cells, len(raw[0]))
+        found, part = statistics.largest_share_change_steps(*raw, alpha)
+        dense, steps = 1 + alone * part, statistics.Steps(found.p_values, alone * found.chances)
+    counts = np.append(raw[0], old.nulls), np.append(raw[1], new.nulls)
+    return _Change(
+        tests=tests | {name: p_value for name, (p_value, _) in few.items()},
+        psi=statistics.psi(*counts),
+        bins=int(np.count_nonzero(counts[0] + counts[1])),
+        dense=dense + sum(found is None for _, found in few.values()),
+        steps=(steps, *(found for _, found in few.values() if found is not None)),
+    )
 
 
-def _unseen(old: ColumnProfile, new: ColumnProfile) -> float:
+def _unseen(
+    old: ColumnProfile, new: ColumnProfile, alpha: float, *, met: bool
+) -> tuple[float, statistics.Steps | None]:
     known, seen = sum(old.counts), sum(new.counts)
-    if old.counts[-1]:  # a reference counted in another's categories has "others" of its own
-        return statistics.share_change(old.counts[-1], known, new.counts[-1], seen)
-    once, twice = (sum(1 for count in old.counts[:-1] if count == times) for times in (1, 2))
-    return statistics.unseen_excess(known, once, twice, seen, new.counts[-1])
+    if not known or not seen:
+        return 1.0, statistics.NO_STEPS
+    if not met:  # counted in the categories of other rows: this reference has others of its own
+        margins = (old.counts[-1], known, new.counts[-1], seen)
+        return statistics.share_change(*margins), statistics.share_change_steps(*margins, alpha)
+    part = seen / known
+    worth = statistics.unseen_worth(old.counts[:-1], old.counts[-1])
+    return statistics.unseen_excess(*worth, part, new.counts[-1]), statistics.unseen_steps(*worth, part, alpha)
 
 
-def _categories(old: ColumnProfile, new: ColumnProfile) -> tuple[statistics.Vector, statistics.Vector]:
+def _categories(old: ColumnProfile, new: ColumnProfile, *, met: bool) -> tuple[statistics.Vector, statistics.Vector]:
     """Counts of the common categories, then of the rare ones joined with the unseen.
 
     Which category is common is told by the pooled counts alone. Rare categories that the reference has met were
     favoured by chance, so by themselves they seem to decline: joined with the unseen they do not. Only where the
     reference has met them all (less than half a row of unseen ones is due) are they kept in groups, in the order of a
-    checksum of their names, which knows nothing of the counts.
+    checksum of their names, which knows nothing of the counts. Where the reference kept only its most frequent
+    categories, those about its least count are such favourites too, and are joined with the others.
     """
     p, q = np.asarray(old.counts, float), np.asarray(new.counts, float)
     total = float(p.sum() + q.sum())
@@ -168,6 +217,10 @@ def _categories(old: ColumnProfile, new: ColumnProfile) -> tuple[statistics.Vect
     part = min(float(p.sum()), float(q.sum())) / total
     common = (p + q) * part >= statistics.MIN_EXPECTED
     common[-1] = False
+    if met and p[-1]:
+        least = float(p[:-1].min())
+        # pooled counts say which categories chance may have kept or left out: those within four errors of the least
+        common &= (p + q) * float(p.sum()) / total > least + 4 * math.sqrt(least)
     rare = np.flatnonzero(~common)
     once = int(np.count_nonzero(p[:-1] == 1))
     if once * float(q.sum()) < 0.5 * float(p.sum()) and not q[-1] and not p[-1]:
@@ -175,19 +228,20 @@ def _categories(old: ColumnProfile, new: ColumnProfile) -> tuple[statistics.Vect
         rare_p, rare_q = statistics.merge(p[named], q[named], part)
     else:
         rare_p, rare_q = p[rare].sum(keepdims=True), q[rare].sum(keepdims=True)
-    return np.append(p[common], rare_p), np.append(q[common], rare_q)
+    p, q = np.append(p[common], rare_p), np.append(q[common], rare_q)
+    filled = p + q > 0
+    return p[filled], q[filled]
 
 
-def _judge(old: ColumnProfile, new: ColumnProfile, share: float, floor: float) -> dict[str, Json]:
-    change = _compare(old, new)
-    p_value = min(1.0, min(change.tests.values()) * len(change.tests))
+def _judge(old: ColumnProfile, new: ColumnProfile, change: _Change, level: float, floor: float) -> dict[str, Json]:
+    p_value = min(change.tests.values())
     degrees = max(1, change.bins - 1)
     # the PSI that this change would have at the critical p-value: PSI and the chi-square statistic grow together
-    needed = float(stats.chi2.isf(share, degrees))
+    needed = float(special.chdtri(degrees, level))
     if p_value > 0.5:  # noqa: PLR2004 - no surprise at all: the shape says nothing, the sizes do
         noise = max(change.psi, needed * (1 / old.rows + 1 / new.rows))
     else:
-        noise = change.psi * needed / float(stats.chi2.isf(p_value, degrees)) if p_value > 0 else 0.0
+        noise = change.psi * needed / float(special.chdtri(degrees, p_value)) if p_value > 0 else 0.0
     threshold = max(floor, noise)
     return {
         "kind": old.kind,

@@ -176,13 +176,13 @@ def _spread(hits: float, rows: float, drawn: float) -> float:
     return math.sqrt(drawn * (hits / rows) * (1 - hits / rows) * (rows - drawn) / max(1.0, rows - 1))
 
 
-def _hypergeometric(values: Vector, hits: float, rows: float, drawn: float) -> Vector:
+def _hypergeometric(values: Vector, hits: float | Vector, rows: float, drawn: float) -> Vector:
     logs = _log_choose(hits, values) + _log_choose(rows - hits, drawn - values) - _log_choose(rows, drawn)
     found: Vector = np.exp(logs)
     return found
 
 
-def _log_choose(total: float, chosen: float | Vector) -> Any:
+def _log_choose(total: float | Vector, chosen: float | Vector) -> Any:
     return special.gammaln(total + 1) - special.gammaln(chosen + 1) - special.gammaln(total - chosen + 1)
 
 
@@ -200,6 +200,37 @@ def largest_share_change(reference: Counts, current: Counts) -> float:
     standing_out = np.argsort(-score, kind="stable")[:3]
     least = min(share_change(float(p[k]), old, float(q[k]), new) for k in standing_out)
     return min(1.0, least * len(p))
+
+
+def largest_share_change_steps(reference: Counts, current: Counts, most: float) -> tuple[Steps, float]:
+    """The p-values up to `most` that `largest_share_change` can have, as `share_change_steps`, summed over the cells.
+
+    Returns:
+        the steps of cells with few rows, and the part of the cells whose p-values lie dense.
+    """
+    p, q = np.asarray(reference, float), np.asarray(current, float)
+    rows, drawn = float(p.sum() + q.sum()), float(q.sum())
+    if not 0 < drawn < rows or len(p) < 2:  # noqa: PLR2004 - as there
+        return NO_STEPS, 0.0
+    hits, cells = np.unique(p + q, return_counts=True)
+    spread = np.sqrt(drawn * hits / rows * (1 - hits / rows) * (rows - drawn) / max(1.0, rows - 1))
+    few = spread <= _FINE_SPREAD / 10
+    dense = float(cells[~few].sum()) / len(p)
+    if not few.any():
+        return NO_STEPS, dense
+    # one line a number of hits, one column a number of them in the current sample, as far as chance reaches
+    hits, cells, spread = hits[few, None], cells[few, None], spread[few, None]
+    reach = 7 * spread + 15
+    values = np.floor(hits * drawn / rows - reach) + np.arange(math.ceil(2 * float(reach.max())) + 2)
+    possible = (values >= np.maximum(0, hits - (rows - drawn))) & (values <= np.minimum(hits, drawn))
+    mass = np.where(possible, _hypergeometric(np.where(possible, values, np.nan), hits, rows, drawn), 0.0)
+    upper = values * rows > hits * drawn
+    below = np.cumsum(np.where(upper, 0.0, mass), axis=1)
+    above = np.cumsum(np.where(upper, mass, 0.0)[:, ::-1], axis=1)[:, ::-1]
+    tails = 2 * len(p) * np.where(upper, above, below)
+    found = possible & (tails <= most)
+    order = np.argsort(tails[found], kind="stable")
+    return Steps(tails[found][order], (mass * cells)[found][order]), dense
 
 
 def part_alone(level: float, cells: int, looks: int) -> float:
@@ -274,7 +305,7 @@ def unseen_worth(kept: Counts, others: float) -> tuple[float, float]:
     `kept` counts those it keeps, the most frequent; `others` is the rows of all others that it met. Where it keeps all,
     the share of what a sample has not met is about once / rows, with a variance of about (once + 2 twice) / rows**2,
     `once` and `twice` the categories met once and twice: Good (1953), Biometrika 40; Esty (1983), Annals of Statistics
-    11. One is added to `once`, so that none gives a share too. Where only the most frequent are kept, chance has
+    11. One is added to both counts: few are no proof of none. Where only the most frequent are kept, chance has
     favoured them: a category met r times is worth (r + 1) N(r + 1) / N(r) rows (Good), N(r) the number of categories
     met r times. Summed over those kept, down to a least count c of which the limit keeps a part f, this is less than
     their rows by K c + (1 - f) (c + 1) N(c + 1), K those kept at c. The others are worth that much more.
@@ -283,7 +314,7 @@ def unseen_worth(kept: Counts, others: float) -> tuple[float, float]:
     counts = counts[counts > 0]
     if others <= 0 or not len(counts):
         once, twice = (float(np.count_nonzero(counts == times)) for times in (1, 2))
-        return once + 1, once + 2 * twice + 1
+        return once + 1, once + 1 + 2 * (twice + 1)
     least = float(counts.min())
     # r N(r) in two windows above c, as wide as chance moves counts about; drawn on geometrically to c and c + 1
     width = math.ceil(math.sqrt(least))
@@ -496,14 +527,21 @@ def partition_spread(means: Sequence[float], errors: Sequence[float], prior: flo
     return math.sqrt((prior_weight * prior**2 + seen) / (prior_weight + len(kept)))
 
 
-def p_excess(distance: float, variance: float, estimated: float, degrees: float) -> float:
+def p_excess(distance: float, variance: float, estimated: float, degrees: float, third: float = 0.0) -> float:
     """p-value of H0: the expected distance is 0 or less, where the part `estimated` of its variance has few `degrees`.
 
     Student's t with the degrees of the whole by Satterthwaite (1946), Biometrics 2; the rest of the variance is known.
+    Where the distance has a positive `third` central moment, Pearson's type III curve with the same three moments
+    (Pearson 1895, Phil. Trans. A 186) gives a heavier tail; the larger p-value counts.
     """
-    if estimated <= 0:
-        return float(special.ndtr(-distance / math.sqrt(variance)))
-    return float(stats.t.sf(distance / math.sqrt(variance), degrees * (variance / estimated) ** 2))
+    z = distance / math.sqrt(variance)
+    p_value = float(special.ndtr(-z))
+    if estimated > 0:
+        p_value = float(stats.t.sf(z, degrees * (variance / estimated) ** 2))
+    if third > 0 and z > 0:
+        shape = 4 * variance**3 / third**2
+        p_value = max(p_value, float(special.gammaincc(shape, shape + z * math.sqrt(shape))))
+    return p_value
 
 
 def p_binomial(hits: float, events: float, part: float) -> float:
