@@ -247,8 +247,9 @@ class Monitoring(Section):
 
     #: nominal probability of any drift alarm per batch under no change, over all columns
     alpha: Probability = 0.01
-    #: practical size: smaller shifts never count (population stability index)
-    min_psi: Annotated[float, Field(ge=0)] = 0.02
+    #: practical size: smaller shifts never count (population stability index). 0.01 is a normal column moved by 0.1
+    #: standard deviations, or five points of an even share
+    min_psi: Annotated[float, Field(ge=0)] = 0.01
     bins: Annotated[int, Field(ge=2, le=50)] = 10
     min_rows: Annotated[int, Field(ge=1)] = 100
     #: what a batch is compared with

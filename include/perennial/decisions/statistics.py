@@ -23,8 +23,8 @@ from perennial.records import LossSum, PairedSum
 MIN_EXPECTED = 5.0
 #: beyond this standard deviation of a count the normal approximation is as good as the exact sum, and quicker
 _EXACT_SPREAD = 1_000.0
-#: beyond this one the attainable p-values lie so close that the probability of t or less is t within 2 %
-_FINE_SPREAD = 100.0
+#: beyond this one the attainable p-values lie so close that the probability of t or less is t within some 5 %
+_FINE_SPREAD = 50.0
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Counts = Sequence[float] | Vector
@@ -161,7 +161,7 @@ def share_change_steps(
     if spread > _FINE_SPREAD:
         return None
     least, limit = max(0.0, hits - (rows - current_rows)), min(hits, current_rows)
-    reach = 12 * spread + 40
+    reach = 9 * spread + 40
     values = np.arange(max(least, math.floor(centre - reach)), min(limit, math.ceil(centre + reach)) + 1)
     mass = _hypergeometric(values, hits, rows, current_rows)
     upper = values * rows > hits * current_rows
@@ -214,7 +214,7 @@ def largest_share_change_steps(reference: Counts, current: Counts, most: float) 
         return NO_STEPS, 0.0
     hits, cells = np.unique(p + q, return_counts=True)
     spread = np.sqrt(drawn * hits / rows * (1 - hits / rows) * (rows - drawn) / max(1.0, rows - 1))
-    few = spread <= _FINE_SPREAD / 10
+    few = spread <= _FINE_SPREAD / 5
     dense = float(cells[~few].sum()) / len(p)
     if not few.any():
         return NO_STEPS, dense
@@ -233,6 +233,7 @@ def largest_share_change_steps(reference: Counts, current: Counts, most: float) 
     return Steps(tails[found][order], (mass * cells)[found][order]), dense
 
 
+@lru_cache(maxsize=4096)
 def part_alone(level: float, cells: int, looks: int) -> float:
     """Of the chance that one of `looks` single cells (or scores) is called, the part in which the shape is not.
 
@@ -268,7 +269,7 @@ def unseen_steps(expected_rows: float, variance: float, part: float, most: float
     spread = math.sqrt(centre + part**2 * variance)
     if spread > _FINE_SPREAD:
         return None
-    tails = _unseen_tail(expected_rows, variance, part, np.arange(math.ceil(centre + 16 * spread + 60), 0, -1))
+    tails = _unseen_tail(expected_rows, variance, part, np.arange(math.ceil(centre + 16 * spread + 60), 0, -1.0))
     tails = tails[tails <= most]
     return Steps(tails, np.diff(tails, prepend=0.0))
 
