@@ -77,6 +77,8 @@ training:
   seed: 7
 gate:
   mode: non_inferior
+  # two days of holdout are one degree of freedom: at 1 % even a huge gain may be chance
+  risk: 0.05
   max_loss: $max_loss
 monitoring:
   reference: training

@@ -12,12 +12,14 @@ from typer.testing import CliRunner, Result
 
 from perennial import shell
 from perennial.cli import app
-from perennial.decisions import retraining
+from perennial.decisions import promotion, retraining
 from perennial.errors import PerennialError
 from perennial.records import (
     Deployment,
     LedgerEntry,
     LossSum,
+    PairedSum,
+    PromotionEvidence,
     RetrainingEvidence,
     RetrainingHistory,
     RunLink,
@@ -25,6 +27,7 @@ from perennial.records import (
 )
 from perennial.scaffold import create_model
 from perennial.specs import Retraining, load_spec
+from perennial.stores.ledger import SqlLedger, make_engine, upgrade
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
 
@@ -150,6 +153,74 @@ def test_a_models_folder_that_is_not_there_is_told(home: Path, monkeypatch: pyte
     found = perennial("check", "parcels")
     assert found.exit_code == 1
     assert f"PERENNIAL_MODELS names {home / 'modles'}, which is not a folder" in found.stderr
+
+
+def judged(home: Path, *, spread: float) -> None:
+    """The ledger of `parcels` with two gates: the first champion's, and one whose days differ by `spread` a row."""
+    url = f"sqlite:///{home / 'home' / 'ledger.db'}"
+    (home / "home").mkdir()
+    upgrade(url)
+    for number, champion in enumerate((None, "1")):
+        differences = [spread * 100 * (-1) ** day for day in range(7)]
+        pairs = tuple(
+            PairedSum(f"2025-06-{day + 1:02d}", 100, 50.0, 50.0 + d, d, d * d / 100 + 20.0)
+            for day, d in enumerate(differences)
+        )
+        evidence = PromotionEvidence(
+            f"run-{number}", champion, "log_loss", pairs, {}, 0.9, (), 700, 4000, 0.3, 0.3, 700, champion_label_mean=0.3
+        )
+        decision = promotion.decide(evidence, load_spec(home / "models" / "parcels" / "spec.yaml").gate)
+        SqlLedger(make_engine(url)).append(
+            model="parcels",
+            kind="promotion",
+            subject=f"run-{number}",
+            verdict=decision.verdict,
+            as_of=NOW + timedelta(days=number),
+            body=to_json(decision),
+            run=RUN,
+        )
+
+
+def test_check_plans_the_gates_rows_before_any_gate_has_judged_and_leaves_no_trace(home: Path) -> None:
+    found = perennial("check", "parcels")
+    assert found.exit_code == 0, found.output
+    assert "are needed to admit a challenger that is better by 2 % in 90 % of the gates" in found.stdout
+    assert "(planning values; no gate has judged yet)" in found.stdout
+    assert not (home / "home").exists()
+
+
+def test_check_measures_at_the_newest_gate_and_warns_of_a_holdout_that_is_too_small(home: Path) -> None:
+    judged(home, spread=0.02)
+    found = perennial("check", "parcels")
+    assert found.exit_code == 0, found.output
+    assert "(measured at the gate of 2025-06-03)" in found.stdout
+    warning = next(line for line in found.stdout.splitlines() if line.startswith("warning: parcels"))
+    assert "the holdout of 1w has about 700 rows in 7 days" in warning
+    assert "Lengthen training.holdout" in warning
+
+
+def test_check_does_not_warn_where_the_holdout_is_large_enough(home: Path) -> None:
+    judged(home, spread=0.0001)
+    spec = home / "models" / "parcels" / "spec.yaml"
+    spec.write_text(spec.read_text().replace("margin: 0.02", "margin: 0.3"))
+    found = perennial("check", "parcels")
+    assert "better by 30 % in 90 % of the gates (measured" in found.stdout
+    assert "warning" not in found.stdout
+
+
+def test_check_says_that_a_holdout_within_a_day_can_never_be_judged(home: Path) -> None:
+    spec = home / "models" / "parcels" / "spec.yaml"
+    spec.write_text(spec.read_text().replace("holdout: 1w ", "holdout: 12h"))
+    assert "the holdout of 12h has fewer than 2 whole days" in perennial("check", "parcels").stdout
+
+
+def test_check_plans_without_a_ledger_that_cannot_be_read(home: Path) -> None:
+    (home / "home").mkdir()
+    (home / "home" / "ledger.db").write_text("no database")
+    found = perennial("check", "parcels")
+    assert found.exit_code == 0, found.output
+    assert "The gate's rows are planned without it." in found.stdout
+    assert "planning values" in found.stdout
 
 
 # --- new -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any, NoReturn
@@ -219,6 +220,18 @@ def test_a_worse_challenger_is_kept_out(own_made: MadeModel, world: World, monke
     result = made.retrain(stores, made.day(2).end, RunLink("retrain-1"))
     assert (result["verdict"], result["version"]) == ("REFUSE", None)
     assert len(stores.registry.versions("made")) == 1
+
+
+def test_a_challenger_from_another_world_than_the_champions_is_kept_out(
+    own_made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, stores = own_made, world("harmed")
+    version = stores.registry.version
+    monkeypatch.setattr(stores.registry, "version", lambda *of: replace(version(*of), label_mean=0.01))
+    assert made.retrain(stores, made.day(2).end, RunLink("retrain-1"))["verdict"] == "REFUSE"
+    judged = stores.ledger.entries("made", kind="promotion")[-1].body
+    assert judged["evidence"]["champion_label_mean"] == 0.01
+    assert not judged["statistics"]["checks"]["label_shift"]["passed"]
 
 
 def test_without_evidence_a_stage_holds(made: MadeModel, world: World) -> None:
