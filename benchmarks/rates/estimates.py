@@ -103,12 +103,14 @@ def flights() -> dict[str, Data]:
 
 
 CHUNKS, CHUNK_ROWS, REFERENCE_ROWS = 10, 1_000, 3_000
+#: to train on, the reference, and half as many again as the chunks hold, so that each can have its own mix
+MADE_ROWS = 2 * REFERENCE_ROWS + CHUNKS * CHUNK_ROWS * 3 // 2
 
 
 def agrawal(seed: int) -> Data:
     """River's Agrawal, one label in ten flipped, boosted trees; every chunk has its own mix of ages and salaries."""
     rng = np.random.default_rng([seed, 1])
-    wanted = 2 * (2 * REFERENCE_ROWS + CHUNKS * CHUNK_ROWS)
+    wanted = MADE_ROWS
     stream = synth.Agrawal(classification_function=seed % 4, seed=seed)
     found = [(tuple(x.values()), y) for x, y in stream.take(wanted)]
     features, truth = np.array([x for x, _ in found], dtype=float), np.array([int(y) for _, y in found])
@@ -119,7 +121,7 @@ def agrawal(seed: int) -> Data:
 def naive_bayes(seed: int) -> Data:
     """scikit-learn's `make_classification` with redundant columns, on which naive Bayes is overconfident."""
     features, truth = make_classification(
-        2 * (2 * REFERENCE_ROWS + CHUNKS * CHUNK_ROWS),
+        MADE_ROWS,
         n_features=12,
         n_informative=4,
         n_redundant=6,
@@ -150,7 +152,7 @@ def _tilted(
 
 
 def days(seed: int) -> Data:
-    """A logistic model that is right; the rows of a day share a shift of their odds. Days of 200 rows, 14 and then 7."""
+    """A logistic model that is right, and days of 200 rows that share a shift of their odds: 14, and then 7 a chunk."""
     rng = np.random.default_rng([seed, 3])
     return _frame(f"days {seed}", [_by_day(rng, count, 200, shared=0.5) for count in (14, *[7] * CHUNKS)])
 

@@ -172,13 +172,13 @@ def test_of_two_racing_promoters_exactly_one_wins(ledger: SqlLedger) -> None:
         return True
 
     with ThreadPoolExecutor(2) as pool:
-        for revision in range(2, 27):
+        for revision in range(2, 202):
             won = list(pool.map(promote, ["a", "b"], [revision, revision]))
             assert sum(won) == 1
             now = ledger.deployment("flight_delay")
             assert now is not None
             assert now.champion == ("a" if won[0] else "b")
-    assert ledger.verify() == 26
+    assert ledger.verify() == 201
 
 
 # --- measurements ----------------------------------------------------------------------------------------------------

@@ -200,8 +200,13 @@ def metrics(task: str, truth: Values, prediction: Values, classes: Sequence[str]
     return {**found, "positives": positives / len(y)}
 
 
+#: enough to show the shape of a score's miscalibration as well as isotonic regression on all rows does (on made data,
+#: benchmarks/rates/estimates.py); what bins of few rows show is shrunk by those who read them
+CALIBRATION_BINS = 30
+
+
 def calibration(
-    task: str, truth: Values, prediction: Values, bins: int = 10, classes: Sequence[str] = ()
+    task: str, truth: Values, prediction: Values, bins: int = CALIBRATION_BINS, classes: Sequence[str] = ()
 ) -> tuple[Calibration, ...]:
     """Predicted against observed sums, in bins of about equal rows, by rising prediction; ties stay together.
 

@@ -182,3 +182,19 @@ def test_a_label_that_is_no_label_stops_the_monitoring_and_adds_none(own_made: M
     # delivered right, the same task goes on
     made.edit(day, lambda rows: labels, labels=True)
     assert made.monitor(stores, day, RunLink(f"live-{day.key}"))["measured"] == [made.day(2).key, day.key]
+
+
+def test_loss_and_auc_are_estimated_with_intervals_before_labels_come(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made, world("champion")
+    day = made.day(0)
+    late = made.labels_file(day).rename(made.labels_file(day).with_suffix(".late"))
+    live(made, stores, range(1))
+    before = {name: value for (name, _, _), (value, _) in figures(stores, day).items()}
+    assert before.keys() >= {"estimated_loss", "estimated_half_width", "estimated_auc", "estimated_auc_half_width"}
+    assert not before.keys() & {"loss", "auc"}
+    late.rename(made.labels_file(day))
+    live(made, stores, range(1, 2))
+    after = {name: value for (name, _, _), (value, _) in figures(stores, day).items()}
+    # the day is like the holdout: about one interval in twenty is missed, twice its width is not
+    assert abs(after["log_loss"] - before["estimated_loss"]) < 2 * before["estimated_half_width"] < 0.3
+    assert abs(after["auc"] - before["estimated_auc"]) < 2 * before["estimated_auc_half_width"] < 0.2
