@@ -124,7 +124,7 @@ def share_change(reference_hits: float, reference_rows: float, current_hits: flo
         z = (current_hits - hits * current_rows / rows) / spread
         return float(2 * special.ndtr(-abs(z)))
     least, most = max(0.0, hits - reference_rows), min(hits, current_rows)
-    reach = 12 * spread + 40  # what lies further out is nothing beside the first terms of the sum
+    reach = math.ceil(12 * spread + 40)  # what lies further out is nothing beside the first terms of the sum
     upper = current_hits * rows > hits * current_rows
     tail = (
         np.arange(current_hits, min(most, current_hits + reach) + 1)

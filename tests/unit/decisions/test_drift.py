@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.decisions import drift
+from perennial.decisions import drift, statistics
 from perennial.errors import EvidenceError
 from perennial.records import ColumnProfile, Decision, DriftEvidence, Profile, Verdict
 from perennial.specs import Monitoring
@@ -199,3 +199,67 @@ def test_a_stationary_batch_of_twenty_mixed_columns_alarms_at_the_nominal_rate(r
         judge(draw(10_000), draw(rows), Monitoring(min_psi=0.0)).verdict is Verdict.DRIFTED for _ in range(150)
     )
     assert alarms <= 5
+
+
+# --- all tests of a batch share one alpha ----------------------------------------------------------------------------
+
+
+def test_tests_that_can_reject_nothing_take_no_part_of_alpha() -> None:
+    still = {f"x{k}": numeric([1000] * 10) for k in range(5)}
+    batch = {f"x{k}": numeric([100] * 10) for k in range(5)}
+    nobody_misses = judge(still, batch).thresholds["p_value"]
+    # shape and shift of five columns, and what both call together is paid for once
+    assert POLICY.alpha / 10 < nobody_misses < POLICY.alpha / 9
+    one_is_missing = judge({**still, "x0": numeric([1000] * 10, 1)}, {**batch, "x0": numeric([100] * 10)})
+    assert one_is_missing.thresholds["p_value"] == nobody_misses
+    many_are_missing = judge({**still, "x0": numeric([1000] * 10, 100)}, {**batch, "x0": numeric([100] * 10, 10)})
+    assert many_are_missing.thresholds["p_value"] < nobody_misses
+
+
+def test_two_cells_have_one_share_and_one_test_of_it() -> None:
+    decision = judge({"x": numeric([900, 100])}, {"x": numeric([60, 40])})
+    expected = statistics.share_change(900, 1000, 60, 100)
+    assert decision.statistics["columns"]["x"]["tests"] == {"shape": expected, "missing": 1.0}
+
+
+def test_a_floor_does_nothing_but_raise_the_thresholds() -> None:
+    reference = {f"x{k}": numeric([300] * 10) for k in range(6)}
+    current = {f"x{k}": numeric([100 + 6 * k, *[100] * 8, 100 - 6 * k]) for k in range(6)}
+    without = judge(reference, current, Monitoring(min_psi=0.0)).statistics["columns"]
+    for floor in (0.005, 0.02, 0.5):
+        found = judge(reference, current, Monitoring(min_psi=floor)).statistics["columns"]
+        for name, column in found.items():
+            assert column["threshold"] == max(floor, without[name]["threshold"])
+            assert column["drifted"] == (without[name]["psi"] > max(floor, without[name]["threshold"]))
+
+
+def test_what_a_reference_with_too_many_categories_leaves_out_is_no_news() -> None:
+    """500 of 3,000 levels are kept, the most frequent: chance favoured them, the others come back more often."""
+    rng = np.random.default_rng(8)
+    shares = 1 / np.arange(1, 3001) ** 1.2
+    shares /= shares.sum()
+    alarms = 0
+    for _ in range(100):
+        met, now = rng.multinomial(10_000, shares), rng.multinomial(1000, shares)
+        kept = np.argsort(-met, kind="stable")[:500]
+        reference = categorical(met[kept].tolist(), 10_000 - int(met[kept].sum()))
+        batch = categorical(now[kept].tolist(), 1000 - int(now[kept].sum()))
+        alarms += judge({"x": reference}, {"x": batch}, Monitoring(min_psi=0.0)).verdict is Verdict.DRIFTED
+    # at the nominal rate four or more have a chance of 2 %; without the correction it was every second batch
+    assert alarms <= 3
+
+
+def test_new_categories_are_found_where_the_reference_leaves_many_out() -> None:
+    reference = categorical([200] * 40 + [4] * 200 + [3] * 260, unseen=420)
+    usual = categorical([20] * 40 + [0] * 460, unseen=200)
+    decision = judge({"x": reference}, {"x": replace(usual, counts=(*usual.counts[:-1], 500))})
+    assert min(decision.statistics["columns"]["x"]["tests"].values()) < 1e-9
+    assert decision.verdict is Verdict.DRIFTED
+
+
+def test_a_reference_counted_in_others_categories_is_compared_like_with_like() -> None:
+    """A season's rows met none of the others, and did not choose the categories: Fisher's test, not Good's estimate."""
+    reference, current = {"x": categorical([200, 200])}, {"x": categorical([195, 199], unseen=6)}
+    evidence = DriftEvidence("p", Profile(400, reference), Profile(400, current), "season")
+    tests = drift.decide(evidence, POLICY).statistics["columns"]["x"]["tests"]
+    assert tests["unseen"] == statistics.share_change(0, 400, 6, 400)

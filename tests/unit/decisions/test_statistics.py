@@ -34,6 +34,100 @@ def test_the_moments_of_the_homogeneity_test_hold_for_uneven_cells() -> None:
     assert np.mean(np.array(found) <= 0.01) == pytest.approx(0.01, abs=0.008)
 
 
+def test_a_shift_along_skewed_ranks_has_nearly_its_exact_tails() -> None:
+    """300 rows against 30,000 over bins of 95, 3 and 2 %: a normal law would call twice as often on that side."""
+    pooled, drawn = np.array([28_785, 909, 606]), 300
+    law = stats.multivariate_hypergeom(pooled, drawn)
+    second, third = np.meshgrid(np.arange(60), np.arange(60), indexing="ij")
+    counts = np.stack([drawn - second - third, second, third], axis=-1)
+    mass = law.pmf(counts)
+    ranks = np.cumsum(pooled) - pooled / 2
+    score = counts @ ranks
+    for more in (14, 15, 16):
+        current = np.array([drawn - 2 * more, more, more])
+        exact = 2 * float(mass[score >= current @ ranks].sum())
+        found = statistics.trend(pooled - current, current)
+        centre = drawn * float(pooled @ ranks) / pooled.sum()
+        spread = math.sqrt(float(np.sum(mass * (score - centre) ** 2)))
+        normal = 2 * float(stats.norm.sf((current @ ranks - centre) / spread))
+        assert found == pytest.approx(exact, rel=0.5)
+        assert normal < exact / 2
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_attainable_p_values_and_their_chances_are_those_of_the_law(
+    old_rows: int, new_rows: int, data: st.DataObject
+) -> None:
+    hits = data.draw(st.integers(0, old_rows + new_rows))
+    level = data.draw(st.sampled_from([0.05, 0.01, 0.0005]))
+    low, high = max(0, hits - old_rows), min(hits, new_rows)
+    values = np.arange(low, high + 1)
+    p_values = np.array([statistics.share_change(hits - v, old_rows, v, new_rows) for v in values])
+    chances = stats.hypergeom(old_rows + new_rows, hits, new_rows).pmf(values)
+    steps = statistics.share_change_steps(hits - low, old_rows, low, new_rows, level)
+    assert steps is not None
+    assert np.all(np.diff(steps.p_values) >= 0)
+    assert float(steps.chances.sum()) == pytest.approx(float(chances[p_values <= level].sum()), abs=1e-9)
+    assert float(steps.chances.sum()) <= level
+
+
+def test_the_cells_steps_are_those_of_each_cell_at_its_part() -> None:
+    old, new = [300.0, 40.0, 12.0, 8.0], [30.0, 6.0, 1.0, 3.0]
+    steps, dense = statistics.largest_share_change_steps(old, new, 0.01)
+    assert dense == 0
+    expected = 0.0
+    for p, q in zip(old, new, strict=True):
+        each = statistics.share_change_steps(p, 360, q, 40, 0.01 / 4)
+        assert each is not None
+        expected += float(each.chances.sum())
+    assert float(steps.chances.sum()) == pytest.approx(expected, rel=1e-6)
+
+
+few = st.lists(st.tuples(st.floats(1e-6, 0.05), st.floats(1e-8, 1e-3)), max_size=6)
+
+
+@given(st.lists(few, max_size=4), st.integers(0, 30), st.sampled_from([0.01, 0.05]))
+@settings(max_examples=100, deadline=None)
+def test_the_critical_p_value_spends_no_more_than_alpha_and_no_less_than_bonferroni(
+    tests: list[list[tuple[float, float]]], dense: int, alpha: float
+) -> None:
+    steps = []
+    for test in tests:
+        rising = sorted({p for p, _ in test})
+        chances = np.diff([0.0, *(0.9 * p for p in rising)])
+        steps.append(statistics.Steps(np.array(rising), chances))
+    level = statistics.critical_level(alpha, dense, steps)
+    spent = dense * level + sum(float(s.chances[s.p_values <= level].sum()) for s in steps)
+    assert spent <= alpha * (1 + 1e-9)
+    assert level >= alpha / max(1, dense + len(steps)) * (1 - 1e-9)
+
+
+def test_what_two_tests_call_together_is_counted_once() -> None:
+    assert statistics.part_alone(0.01, 2, 1) == 0
+    assert statistics.part_alone(0.0005, 100, 1) > 0.99
+    rng = np.random.default_rng(12)
+    score, rest = rng.normal(size=400_000) ** 2, rng.chisquare(3, 400_000)
+    called, shape = score > stats.chi2.isf(0.01, 1), score + rest > stats.chi2.isf(0.01, 4)
+    found = statistics.part_alone(0.01, 5, 1)
+    assert found == pytest.approx(float((called & ~shape).sum() / called.sum()), abs=0.03)
+
+
+def test_the_worth_of_what_a_reference_leaves_out_is_right_on_average() -> None:
+    rng = np.random.default_rng(13)
+    shares = 1 / np.arange(1, 2001) ** 1.1
+    shares /= shares.sum()
+    off = []
+    for _ in range(60):
+        met = rng.multinomial(5000, shares)
+        kept = np.argsort(-met, kind="stable")[:300]
+        expected, variance = statistics.unseen_worth(met[kept], 5000 - int(met[kept].sum()))
+        off.append((5000 * (1 - shares[kept].sum()) - expected) / math.sqrt(variance))
+    # at most what chance explains: never below the truth by much, or the rule would alarm
+    assert -1.5 < float(np.mean(off)) < 0.3
+    assert max(off) < 3.5
+
+
 def test_psi_is_zero_for_equal_shares_and_finite_for_empty_cells() -> None:
     assert statistics.psi([100, 100], [100, 100]) == 0
     assert math.isfinite(statistics.psi([100, 0], [0, 100]))
