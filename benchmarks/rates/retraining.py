@@ -235,6 +235,7 @@ class Champion:
     reference: Profile
     #: loss by stretch of prediction at admission
     curve: tuple[LossBin, ...]
+    baseline_loss: float
     #: first batch that it serves
     since: int
 
@@ -261,13 +262,15 @@ def admit(stream: Stream, rows: Any, since: int) -> Champion:
     old, new = rows[:-holdout], rows[-holdout:]
     judged = probability(fit(stream.features[old], stream.labels[old]), stream.features[new])
     losses = quality.row_losses("binary", METRIC, stream.labels[new], judged)
+    constant = np.full(len(new), stream.labels[old].mean())
     return Champion(
         model=fit(stream.features[rows], stream.labels[rows]),
         admitted=quality.loss_sum(losses),
         calibration=quality.calibration("binary", stream.labels[new], judged),
         rows=rows,
         reference=profiles.build_reference(_table(stream, rows), stream.columns, (), bins=MONITORING.bins),
-        curve=quality.loss_curve(judged, losses, bins=10),
+        curve=quality.loss_curve(judged, losses),
+        baseline_loss=float(np.mean(quality.row_losses("binary", METRIC, stream.labels[new], constant))),
         since=since,
     )
 
@@ -366,4 +369,5 @@ class Perennial:
             new_rows=int((labelled > champion.rows[-1]).sum()),
             in_flight=False,
             admitted_places=tuple(place.loss for place in champion.curve),
+            baseline_loss=champion.baseline_loss,
         )

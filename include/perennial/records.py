@@ -308,6 +308,8 @@ class RetrainingEvidence(_Strict):
     in_flight: bool
     #: the admitted loss by stretches of prediction, lowest first; empty where it was not kept
     admitted_places: tuple[LossSum, ...] = ()
+    #: what the trivial baseline lost on the champion's holdout; 0 where it was not kept
+    baseline_loss: float = 0.0
 
 
 @dataclass(frozen=True)

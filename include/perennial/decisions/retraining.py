@@ -52,6 +52,9 @@ _MAX_FOLLOW_UPS = 3
 _MAX_BACKOFF = 4
 #: outcomes after which the champion is still the old one
 _FRUITLESS = frozenset({"refused", "rolled_back", "failed"})
+#: a change of the loss below this share of what the trivial baseline loses is nothing to act on, however near to zero
+#: the admitted loss is: a model that errs once in a million rows may err twice
+_LEAST_OF_BASELINE = 0.01
 #: half width of a 95 % interval, in standard errors
 _HALF_WIDTH_95 = 1.959964
 
@@ -122,7 +125,9 @@ class _Series:
         variance = 0.0
         if pooled.rows > 1:
             variance = max(0.0, pooled.total_squared - pooled.total**2 / pooled.rows) / (pooled.rows - 1)
-        points = (_Point(key, loss.mean, math.sqrt(variance / loss.rows)) if loss.rows else None for key, loss in losses)
+        points = (
+            _Point(key, loss.mean, math.sqrt(variance / loss.rows)) if loss.rows else None for key, loss in losses
+        )
         mean = admitted.mean if admitted.rows else 0.0
         own = variance / admitted.rows if admitted.rows else math.inf
         return cls(mean, own, relative_spread * abs(mean), tuple(points), sums)
@@ -164,6 +169,8 @@ class _Bench:
     estimated: _Series
     #: realised losses of rows with like predictions
     places: tuple[_Series, ...]
+    #: the smallest change of the mean loss that is worth a retrain
+    worth: float
     #: the newest partitions with labels due that have too few of them, one after another
     unlabelled: int
     #: how well the spread between partitions is known
@@ -181,8 +188,9 @@ class _Bench:
         losses = [(p.partition, p.loss) for p in judged]
         whole = _Series.of(evidence.admitted, losses, 0.0)
         earlier = [point for point in whole.points[: -policy.patience] if point]  # under test: no part of its own bar
+        worth = max(policy.min_loss * abs(admitted), _LEAST_OF_BASELINE * abs(evidence.baseline_loss))
         spread = statistics.partition_spread(
-            [p.mean for p in earlier], [p.error for p in earlier], policy.min_loss * abs(admitted), _SPREAD_PRIOR
+            [p.mean for p in earlier], [p.error for p in earlier], worth, _SPREAD_PRIOR
         )
         relative = spread / abs(admitted) if admitted else 0.0
         estimates = tuple(
@@ -196,10 +204,11 @@ class _Bench:
             replace(whole, spread=spread),
             replace(whole, spread=spread, points=estimates, sums=()),
             _places(evidence, judged, policy, relative),
+            worth,
             sum(1 for p in due if p.partition > newest),
             _SPREAD_PRIOR + max(0, len(earlier) - 2),
             {"admitted_loss": admitted, "partition_spread": spread, "judged_partitions": len(judged)},
-            {"loss": admitted + policy.min_loss * abs(admitted)},
+            {"loss": admitted + worth},
         )
 
     @property
@@ -220,7 +229,7 @@ class _Bench:
 def _places(
     evidence: RetrainingEvidence, judged: Sequence[QualityPoint], policy: specs.Retraining, relative_spread: float
 ) -> tuple[_Series, ...]:
-    """Rows with like predictions, neighbours joined until a window of `patience` partitions may expect _MIN_EVENTS.
+    """Rows with like predictions, neighbours joined until the shortest window that looks at places may expect _MIN_EVENTS.
 
     An event is a big loss: total / (total_squared / total) of them make up a sum of losses as uneven as this one.
     Only pooled sums decide what is joined: under the null they do not know where harm is.
@@ -230,7 +239,7 @@ def _places(
     if count < 2 or len(told) < len(judged):  # noqa: PLR2004 - one place is all rows
         return ()
     rows = evidence.admitted.rows + sum(p.loss.rows for p in judged)
-    part = sum(p.loss.rows for p in judged[-policy.patience :]) / rows if rows else 0.0
+    part = sum(p.loss.rows for p in judged[-2 * policy.patience :]) / rows if rows else 0.0
     joined: list[list[int]] = []
     open_places: list[int] = []
     pooled = [_add([evidence.admitted_places[i], *(p.places[i] for p in told)]) for i in range(count)]
@@ -289,10 +298,17 @@ def _lost(bench: _Bench, series: _Series, places: Sequence[_Series], name: str) 
     if bench.evidence.admitted.rows < 2 or count < policy.patience:  # noqa: PLR2004 - one row has no spread
         return ""
     widths = [policy.patience]
-    while 2 * widths[-1] <= min(count, _LONGEST_WINDOW):
+    while 2 * widths[-1] <= _LONGEST_WINDOW:
         widths.append(2 * widths[-1])
-    share = policy.alpha / len(widths)
-    tests = [test for width in widths for test in _window_tests(bench, series, places, width, share)]
+    tests = [
+        test
+        for width in widths
+        if width <= count
+        # as often wrong in the long run as every other: a window twice as long says something new half as often
+        for test in _window_tests(
+            bench, series, places if width > policy.patience else (), width, policy.alpha * width / sum(widths)
+        )
+    ]
     best = min(tests, key=lambda test: test.p_value / test.alpha)
     bench.found[name] = {
         "p_value": best.p_value,
@@ -302,7 +318,7 @@ def _lost(bench: _Bench, series: _Series, places: Sequence[_Series], name: str) 
         "place": best.place,
     }
     bench.limits[f"{name}_p"] = best.alpha
-    sure = [test for test in tests if test.p_value <= test.alpha and _big(policy, series, test)]
+    sure = [test for test in tests if test.p_value <= test.alpha and _big(bench, series, test)]
     if not sure:
         return ""
     best = min(sure, key=lambda test: test.p_value / test.alpha)
@@ -325,28 +341,24 @@ class _Test:
     place: int | None = None
 
 
-def _big(policy: specs.Retraining, series: _Series, test: _Test) -> bool:
+def _big(bench: _Bench, series: _Series, test: _Test) -> bool:
     """Is the loss of all rows worth a retrain, in the window and in each of its newest `patience` partitions?"""
-    bar = test.base + policy.min_loss * abs(test.base)
-    newest = series.points[-policy.patience :]
+    bar = test.base + bench.worth
+    newest = series.points[-bench.policy.patience :]
     return test.mean > bar and all(point is not None and point.mean > bar for point in newest)
 
 
-def _window_tests(
-    bench: _Bench, series: _Series, places: Sequence[_Series], width: int, alpha: float
-) -> list[_Test]:
+def _window_tests(bench: _Bench, series: _Series, places: Sequence[_Series], width: int, alpha: float) -> list[_Test]:
     """The newest `width` points: all rows against the admitted loss, and against the base; then place by place."""
     now = series.pool(series.points[-width:])
     if now is None:
         return []
     mean, variance, spread = now
-    slow = statistics.p_excess(
-        mean - series.admitted, variance + series.variance, spread, bench.spread_degrees
-    )
+    slow = statistics.p_excess(mean - series.admitted, variance + series.variance, spread, bench.spread_degrees)
     sudden, base = _against_base(bench, series, width)
-    # without places their share is not needed
-    whole = 1 - (_PLACES_SHARE if places else 0.0)
     total = _SUDDEN_SHARE + _SLOW_SHARE
+    # without places their share is not needed
+    whole = total if places else 1.0
     tests = [
         _Test(width, mean, series.admitted, slow, alpha * whole * _SLOW_SHARE / total),
         _Test(width, mean, base, sudden, alpha * whole * _SUDDEN_SHARE / total),
@@ -374,15 +386,20 @@ def _against_base(bench: _Bench, series: _Series, width: int) -> tuple[float, fl
     if now is None:
         return 1.0, base
     mean, variance, spread = now
+    third = 0.0
     if series.sums:
         pooled, window = _add(series.sums), _add(series.sums[-width:])
         part, events = window.rows / pooled.rows, _events(pooled)
         if events * part < _MIN_EVENTS:
             hits = events * window.total / pooled.total if pooled.total > 0 else 0.0
             return statistics.p_binomial(hits, events, part), base
+        # rows' part of the variance times the size of one event: what a compound Poisson sum has
+        third = (variance - spread) * pooled.total_squared / pooled.total / window.rows
     if not math.isfinite(base_variance):
         return 1.0, base
-    return statistics.p_excess(mean - base, variance + base_variance, spread + base_spread, bench.spread_degrees), base
+    return statistics.p_excess(
+        mean - base, variance + base_variance, spread + base_spread, bench.spread_degrees, third
+    ), base
 
 
 def _change_point(bench: _Bench, series: _Series, places: Sequence[_Series]) -> str:
