@@ -498,10 +498,17 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
     worst = [max((figures[i] for figures in by_kind.values()), key=lambda f: f.value) for i in range(3)]
     claims = [
         Claim("Equal quality, admitted as better", every[0], "at most 5 %", every[0].value <= 0.05),
-        Claim("The same, the kind of challenger that errs most", worst[0], "at most 5 %", worst[0].value <= 0.05),
+        Claim(
+            "Equal quality, admitted as better: the worst of six kinds", worst[0], "at most 5 %", worst[0].value <= 0.05
+        ),
         Claim("Worse by the margin, admitted (superior)", every[1], "at most 1 %", every[1].value <= 0.01),
         Claim("Worse by the margin, admitted (non_inferior)", every[2], "at most 1 %", every[2].value <= 0.01),
-        Claim("The same, the kind of challenger that errs most", worst[2], "at most 1 %", worst[2].value <= 0.01),
+        Claim(
+            "Worse by the margin, admitted (non_inferior): the worst of six kinds",
+            worst[2],
+            "at most 1 %",
+            worst[2].value <= 0.01,
+        ),
     ]
     fortnight = [(task.runs, hits) for task, hits in found if task.days == 14]
     total = sum(count for count, _ in fortnight)
