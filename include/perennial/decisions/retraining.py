@@ -119,7 +119,7 @@ class _Series:
 
     @classmethod
     def of(cls, admitted: LossSum, losses: Sequence[tuple[str, LossSum]], relative_spread: float) -> _Series:
-        """Under the null all rows have one variance, so it is estimated from all: a quiet holdout is no proof of rest."""
+        """Under the null all rows have one variance, estimated from all: a quiet holdout is no proof of rest."""
         sums = (admitted, *(loss for _, loss in losses))
         pooled = _add(sums)
         variance = 0.0
@@ -229,7 +229,7 @@ class _Bench:
 def _places(
     evidence: RetrainingEvidence, judged: Sequence[QualityPoint], policy: specs.Retraining, relative_spread: float
 ) -> tuple[_Series, ...]:
-    """Rows with like predictions, neighbours joined until the shortest window that looks at places may expect _MIN_EVENTS.
+    """Rows with like predictions, neighbours joined until the shortest window for places expects _MIN_EVENTS.
 
     An event is a big loss: total / (total_squared / total) of them make up a sum of losses as uneven as this one.
     Only pooled sums decide what is joined: under the null they do not know where harm is.
@@ -318,14 +318,15 @@ def _lost(bench: _Bench, series: _Series, places: Sequence[_Series], name: str) 
         "place": best.place,
     }
     bench.limits[f"{name}_p"] = best.alpha
-    sure = [test for test in tests if test.p_value <= test.alpha and _big(bench, series, test)]
+    sure = [test for test in tests if test.p_value <= test.alpha and _big(bench, series, places, test)]
     if not sure:
         return ""
     best = min(sure, key=lambda test: test.p_value / test.alpha)
     where = "" if best.place is None else f", most where predictions are in stretch {best.place + 1} of {len(places)}"
+    admitted = bench.found["admitted_loss"]
     return (
-        f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions against {best.base:.5g}, "
-        f"admitted with {bench.found['admitted_loss']:.5g}{where} (p {best.p_value:.2g}, {best.alpha:.2g} needed)"
+        f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions "
+        f"against {best.base:.5g}, admitted with {admitted:.5g}{where} (p {best.p_value:.2g}, {best.alpha:.2g} needed)"
     )
 
 
@@ -336,16 +337,27 @@ class _Test:
     width: int
     mean: float
     base: float
+    #: standard error of their difference
+    error: float
     p_value: float
     alpha: float
     place: int | None = None
 
 
-def _big(bench: _Bench, series: _Series, test: _Test) -> bool:
-    """Is the loss of all rows worth a retrain, in the window and in each of its newest `patience` partitions?"""
-    bar = test.base + bench.worth
-    newest = series.points[-bench.policy.patience :]
-    return test.mean > bar and all(point is not None and point.mean > bar for point in newest)
+def _big(bench: _Bench, series: _Series, places: Sequence[_Series], test: _Test) -> bool:
+    """Is the harm worth a retrain, and does it show in each of the newest `patience` partitions?
+
+    Harm in one place is not seen in the noisy mean of all rows. There the place must show it, and all rows must not
+    show (one standard error) that it is too small altogether.
+    """
+    newest = slice(-bench.policy.patience, None)
+    if test.place is None:
+        bar = test.base + bench.worth
+        return test.mean > bar and all(point is not None and point.mean > bar for point in series.points[newest])
+    place = places[test.place]
+    return test.mean + test.error > test.base + bench.worth and all(
+        point is not None and point.mean > place.admitted for point in place.points[newest]
+    )
 
 
 def _window_tests(bench: _Bench, series: _Series, places: Sequence[_Series], width: int, alpha: float) -> list[_Test]:
@@ -355,22 +367,33 @@ def _window_tests(bench: _Bench, series: _Series, places: Sequence[_Series], wid
         return []
     mean, variance, spread = now
     slow = statistics.p_excess(mean - series.admitted, variance + series.variance, spread, bench.spread_degrees)
-    sudden, base = _against_base(bench, series, width)
+    sudden = _against_base(bench, series, width)
     total = _SUDDEN_SHARE + _SLOW_SHARE
     # without places their share is not needed
-    whole = total if places else 1.0
+    whole = alpha * (total if places else 1.0)
+    own_error = math.sqrt(variance + series.variance)
     tests = [
-        _Test(width, mean, series.admitted, slow, alpha * whole * _SLOW_SHARE / total),
-        _Test(width, mean, base, sudden, alpha * whole * _SUDDEN_SHARE / total),
+        _Test(width, mean, series.admitted, own_error, slow, whole * _SLOW_SHARE / total),
+        _Test(width, mean, sudden.base, sudden.error, sudden.p_value, whole * _SUDDEN_SHARE / total),
     ]
     for number, place in enumerate(places):
-        p_value, _ = _against_base(bench, place, width)
-        tests.append(_Test(width, mean, base, p_value, alpha * _PLACES_SHARE / len(places), number))
+        p_value = _against_base(bench, place, width).p_value
+        part = alpha * _PLACES_SHARE / len(places)
+        tests.append(_Test(width, mean, sudden.base, sudden.error, p_value, part, number))
     return tests
 
 
-def _against_base(bench: _Bench, series: _Series, width: int) -> tuple[float, float]:
-    """p-value of the newest `width` points against the admitted loss pooled with the points before; and that base.
+@dataclass(frozen=True)
+class _Excess:
+    """A window's mean loss over its base: how surprising, against what, with what standard error."""
+
+    p_value: float
+    base: float
+    error: float
+
+
+def _against_base(bench: _Bench, series: _Series, width: int) -> _Excess:
+    """The newest `width` points against the admitted loss pooled with the points before.
 
     Where the null expects fewer than _MIN_EVENTS big losses in the window: a binomial test that this many of all big
     losses fell into the window, which has its part of all rows (losses as a compound Poisson sum).
@@ -383,26 +406,24 @@ def _against_base(bench: _Bench, series: _Series, width: int) -> tuple[float, fl
         share = earlier_weight / (weight + earlier_weight)
         base = series.admitted + share * (earlier - series.admitted)
         base_variance, base_spread = 1 / (weight + earlier_weight), share**2 * earlier_spread
-    if now is None:
-        return 1.0, base
+    if now is None or not math.isfinite(base_variance):
+        return _Excess(1.0, base, 0.0)
     mean, variance, spread = now
-    third = 0.0
+    error, third = math.sqrt(variance + base_variance), 0.0
     if series.sums:
         pooled, window = _add(series.sums), _add(series.sums[-width:])
         part, events = window.rows / pooled.rows, _events(pooled)
         if events * part < _MIN_EVENTS:
             hits = events * window.total / pooled.total if pooled.total > 0 else 0.0
-            return statistics.p_binomial(hits, events, part), base
+            return _Excess(statistics.p_binomial(hits, events, part), base, error)
         # rows' part of the variance times the size of one event: what a compound Poisson sum has
         third = (variance - spread) * pooled.total_squared / pooled.total / window.rows
-    if not math.isfinite(base_variance):
-        return 1.0, base
-    return statistics.p_excess(
-        mean - base, variance + base_variance, spread + base_spread, bench.spread_degrees, third
-    ), base
+    degrees = bench.spread_degrees
+    p_value = statistics.p_excess(mean - base, error**2, spread + base_spread, degrees, third)
+    return _Excess(p_value, base, error)
 
 
-def _change_point(bench: _Bench, series: _Series, places: Sequence[_Series]) -> str:
+def _change_point(series: _Series, places: Sequence[_Series]) -> str:
     """The start that makes "admitted quality before, worse after" most likely: the largest standardised excess.
 
     Over all rows and over every place: where the harm is, its beginning is seen sharpest.
@@ -438,9 +459,9 @@ def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
     if evidence.new_rows < policy.min_labels:
         return None, None, ""  # nothing to learn from: whatever asks would get the same model again
     if lost:
-        return "lost_quality", _change_point(bench, bench.realised, bench.places), lost
+        return "lost_quality", _change_point(bench.realised, bench.places), lost
     if harm and evidence.drift_verdict == Verdict.DRIFTED:
-        return "estimated_harm", _change_point(bench, bench.estimated, ()), harm
+        return "estimated_harm", _change_point(bench.estimated, ()), harm
     if follow := _follow_up(evidence, history):
         return (
             "follow_up",
