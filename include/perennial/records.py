@@ -387,7 +387,7 @@ class PromotionEvidence(_Strict):
     holdout_label_mean: float
     #: labelled holdout rows newer than anything the champion was trained on
     new_rows: int
-    #: regression and multiclass: loss by prediction on the holdout, for estimates where labels are late
+    #: loss by prediction on the holdout: where harm is sought later, and what late labels are estimated from
     loss_curve: tuple[LossBin, ...] = ()
     #: as `training_label_mean`, of the rows the champion was trained on; None: no champion
     champion_label_mean: float | None = None

@@ -263,8 +263,8 @@ class Monitoring(Section):
 class Retraining(Section):
     """When a retrain pays."""
 
-    #: alpha of the test for lost quality, per batch
-    alpha: Probability = 0.01
+    #: alpha of the test for lost quality, per batch: one needless retrain in a thousand batches at most
+    alpha: Probability = 0.001
     #: a loss of less than this share of the admitted quality is not worth a retrain
     min_loss: Annotated[float, Field(ge=0)] = 0.05
     #: lost quality must show in this many consecutive judged partitions

@@ -72,12 +72,14 @@ def collect_evidence(spec: ModelSpec, stores: Stores, partition: Partition, *, a
         msg = f"{spec.name!r} has no {missing}. Run its {'retraining' if deployment is None else 'monitoring'} first."
         raise LedgerError(msg)
     version = stores.registry.version(spec.name, deployment.champion)
-    measured = stores.ledger.measurements(spec.name)
-    mine = [m for m in measured if m.version == deployment.champion and m.partition <= partition.key]
+    admitted = stores.registry.evidence(version.run_id)
+    mine = [
+        m for m in stores.ledger.measurements(spec.name, version=deployment.champion) if m.partition <= partition.key
+    ]
     snapshot_key = spec.schedule.key_at(version.snapshot.end)
     labelled: dict[str, int] = {}
-    for m in measured:
-        if m.name == "loss" and m.partition >= snapshot_key:
+    for m in stores.ledger.measurements(spec.name, name="loss"):
+        if m.partition >= snapshot_key:
             labelled[m.partition] = max(labelled.get(m.partition, 0), m.rows)
     variance = version.holdout_error**2 * version.holdout_rows
     return RetrainingEvidence(
@@ -89,7 +91,7 @@ def collect_evidence(spec: ModelSpec, stores: Stores, partition: Partition, *, a
             total=version.holdout_loss * version.holdout_rows,
             total_squared=(variance + version.holdout_loss**2) * version.holdout_rows,
         ),
-        quality=_points(mine, "loss", "realised"),
+        quality=_points(mine, "loss", "realised", places=len(admitted.loss_curve)),
         estimated=_points(mine, "estimated_loss", "estimated"),
         drift_verdict=health[0].verdict,
         drifted_columns=tuple(health[0].body["drifted"]),
@@ -98,6 +100,8 @@ def collect_evidence(spec: ModelSpec, stores: Stores, partition: Partition, *, a
         champion_rows=version.snapshot.rows,
         new_rows=sum(labelled.values()),
         in_flight=deployment.rollout_id is not None or stores.ledger.holder(spec.name, RETRAIN_LEASE) is not None,
+        admitted_places=tuple(place.loss for place in admitted.loss_curve),
+        baseline_loss=admitted.baseline_loss,
     )
 
 
@@ -132,11 +136,15 @@ def _outcome(entry: LedgerEntry) -> str | None:
     }.get((entry.kind, entry.verdict))
 
 
-def _points(measured: list[Measurement], name: str, kind: str) -> tuple[QualityPoint, ...]:
+def _points(measured: list[Measurement], name: str, kind: str, places: int = 0) -> tuple[QualityPoint, ...]:
     """One point a partition, oldest first. An estimate is left out once the partition has a realised loss."""
     by: dict[str, dict[str, Measurement]] = {}
+    by_place: dict[str, dict[tuple[str, int], Measurement]] = {}
     for m in measured:
-        by.setdefault(m.partition, {})[m.name] = m
+        if m.name in {"place_loss", "place_loss_squared"}:
+            by_place.setdefault(m.partition, {})[m.name, int(m.slice)] = m
+        else:
+            by.setdefault(m.partition, {})[m.name] = m
     points = []
     for key, found in sorted(by.items()):
         if kind == "realised" and name not in found and "due" in found and found["due"].rows:
@@ -158,9 +166,23 @@ def _points(measured: list[Measurement], name: str, kind: str) -> tuple[QualityP
                 scored=found["due"].rows if kind == "realised" and "due" in found else loss.rows,
                 kind=kind,
                 half_width=found["estimated_half_width"].value if kind == "estimated" else 0.0,
+                places=_places(by_place.get(key, {}), places),
             )
         )
     return tuple(points)
+
+
+def _places(found: dict[tuple[str, int], Measurement], count: int) -> tuple[LossSum, ...]:
+    """Losses by stretch of prediction, empty ones too; none where the partition was measured before they were kept."""
+    if not found:
+        return ()
+    sums = []
+    for number in range(count):
+        mean = found.get(("place_loss", number))
+        squared = found.get(("place_loss_squared", number))
+        rows = mean.rows if mean else 0
+        sums.append(LossSum(rows, mean.value * rows if mean else 0.0, squared.value * rows if squared else 0.0))
+    return tuple(sums)
 
 
 def _quarantined(spec: ModelSpec, stores: Stores, partition: Partition) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -364,6 +365,8 @@ def _quality_of(
             if np.isfinite(value):
                 add(name, version, value, total.rows)
         losses[version] = frame.set_index(list(spec.entity)).assign(loss=loss)["loss"]
+        for figure in _place_losses(spec, stores, version, predicted, loss):
+            add(*figure)
     if deployment.challenger in losses and deployment.champion in losses:
         both = losses[deployment.champion].to_frame("a").join(losses[deployment.challenger].rename("b"), how="inner")
         if len(both):
@@ -372,6 +375,18 @@ def _quality_of(
             for name in ("champion", "challenger", "difference", "difference_squared"):
                 add(f"paired_{name}", str(deployment.challenger), getattr(pair, name), pair.rows, against)
     return found
+
+
+def _place_losses(
+    spec: ModelSpec, stores: Stores, version: str, predicted: np.ndarray, losses: np.ndarray
+) -> Iterator[tuple[str, str, float, int, str]]:
+    """Losses of rows with like predictions, in the stretches of the version's own holdout: small harm is local."""
+    curve = stores.registry.evidence(stores.registry.version(spec.name, version).run_id).loss_curve
+    confidence = predicted.max(axis=1) if spec.task == "multiclass" else predicted
+    for number, place in enumerate(quality.losses_by_place(confidence, losses, curve)):
+        if place.rows:
+            yield "place_loss", version, place.mean, place.rows, f"{number:02d}"
+            yield "place_loss_squared", version, place.total_squared / place.rows, place.rows, f"{number:02d}"
 
 
 def _estimated_quality(

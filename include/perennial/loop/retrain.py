@@ -295,7 +295,7 @@ def _evaluate(
     }
     confidence = prediction.max(axis=1) if spec.task == "multiclass" else prediction
     binary = spec.task == "binary"
-    curve = () if binary else quality.loss_curve(confidence, losses)
+    curve = quality.loss_curve(confidence, losses)
     evidence = PromotionEvidence(
         challenger_run=run.run_id,
         champion=champion,
