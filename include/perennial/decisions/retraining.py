@@ -116,6 +116,8 @@ class _Series:
     points: tuple[_Point | None, ...]
     #: admission first, then one a point; empty for estimates
     sums: tuple[LossSum, ...] = ()
+    #: rows that move together count as one
+    clumping: float = 1.0
 
     @classmethod
     def of(cls, admitted: LossSum, losses: Sequence[tuple[str, LossSum]], relative_spread: float) -> _Series:
@@ -131,6 +133,11 @@ class _Series:
         mean = admitted.mean if admitted.rows else 0.0
         own = variance / admitted.rows if admitted.rows else math.inf
         return cls(mean, own, relative_spread * abs(mean), tuple(points), sums)
+
+    def widened(self, clumping: float) -> _Series:
+        """The same losses where rows come in clumps: `clumping` times the variance."""
+        points = (p and replace(p, error=p.error * math.sqrt(clumping)) for p in self.points)
+        return replace(self, variance=self.variance * clumping, points=tuple(points), clumping=clumping)
 
     @property
     def least(self) -> float:
@@ -252,14 +259,32 @@ def _places(
         joined[-1] += open_places
     if len(joined) < 2:  # noqa: PLR2004 - the same rows as all
         return ()
-    return tuple(
+    found = [
         _Series.of(
             _add([evidence.admitted_places[i] for i in places]),
             [(p.partition, _add([p.places[i] for i in places])) for p in told],
             relative_spread,
         )
         for places in joined
-    )
+    ]
+    clumping = _clumping(found)
+    return tuple(series.widened(clumping) for series in found)
+
+
+def _clumping(places: Sequence[_Series]) -> float:
+    """How much more a place varies from partition to partition than its rows explain; 1 where it does not.
+
+    Rows of one day share its weather. The mean squared standardised successive difference, over all places: a change of
+    level moves one difference only.
+    """
+    seen = [
+        (after.mean - before.mean) ** 2 / (after.error**2 + before.error**2)
+        for series in places
+        for before, after in pairwise(series.points)
+        if before is not None and after is not None and before.error + after.error > 0
+    ]
+    # believed to be 1 with the weight of one partition
+    return max(1.0, (math.fsum(seen) + len(places)) / (len(seen) + len(places)))
 
 
 def _events(loss: LossSum) -> float:
@@ -412,12 +437,12 @@ def _against_base(bench: _Bench, series: _Series, width: int) -> _Excess:
     error, third = math.sqrt(variance + base_variance), 0.0
     if series.sums:
         pooled, window = _add(series.sums), _add(series.sums[-width:])
-        part, events = window.rows / pooled.rows, _events(pooled)
+        part, events = window.rows / pooled.rows, _events(pooled) / series.clumping
         if events * part < _MIN_EVENTS:
             hits = events * window.total / pooled.total if pooled.total > 0 else 0.0
             return _Excess(statistics.p_binomial(hits, events, part), base, error)
         # rows' part of the variance times the size of one event: what a compound Poisson sum has
-        third = (variance - spread) * pooled.total_squared / pooled.total / window.rows
+        third = (variance - spread) * series.clumping * pooled.total_squared / pooled.total / window.rows
     degrees = bench.spread_degrees
     p_value = statistics.p_excess(mean - base, error**2, spread + base_spread, degrees, third)
     return _Excess(p_value, base, error)
