@@ -32,6 +32,8 @@ class Stream:
     changes: tuple[int, ...]
     #: batch at whose end a row's label is known
     known: Ints
+    #: batches after which labels are due
+    delay: int = 1
     #: a batch that came in other units; -1: none
     corrupted: int = -1
 
@@ -121,14 +123,14 @@ def corrupted(seed: int) -> Stream:
 
 def late(stream: Stream, delay: int) -> Stream:
     """The same stream with all labels `delay` batches late."""
-    return replace(stream, known=np.repeat(np.arange(BATCHES) + delay, ROWS))
+    return replace(stream, known=np.repeat(np.arange(BATCHES) + delay, ROWS), delay=delay)
 
 
 def scattered(stream: Stream, seed: int) -> Stream:
     """The same stream with labels 1 to 5 batches late, out of order, and 30 % that never come."""
     draw = np.random.default_rng([3, seed])
     known = stream.known + draw.integers(0, 5, len(stream.known))
-    return replace(stream, known=np.where(draw.random(len(known)) < 0.3, NEVER, known))
+    return replace(stream, known=np.where(draw.random(len(known)) < 0.3, NEVER, known), delay=5)
 
 
 def unlabelled(stream: Stream, since: int) -> Stream:

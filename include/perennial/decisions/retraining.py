@@ -141,8 +141,14 @@ class _Series:
 
     @property
     def least(self) -> float:
-        """The smallest variance that is told from none."""
-        return 1e-12 * max(1.0, self.admitted**2)
+        """The smallest variance that is told from none, in the loss's own units."""
+        scale = max([abs(self.admitted), *(abs(point.mean) for point in self.points if point is not None)])
+        return max(1e-300, 1e-12 * scale**2)
+
+    @property
+    def own(self) -> float:
+        """Variance of the admitted mean as a level to compare with: a holdout is one spell of time like any other."""
+        return self.variance + self.spread**2
 
     def pool(self, points: Sequence[_Point | None]) -> tuple[float, float, float] | None:
         """Weighted mean, its variance, and the part of it that is spread between partitions; None without a point.
@@ -391,12 +397,14 @@ def _window_tests(bench: _Bench, series: _Series, places: Sequence[_Series], wid
     if now is None:
         return []
     mean, variance, spread = now
-    slow = statistics.p_excess(mean - series.admitted, variance + series.variance, spread, bench.spread_degrees)
+    slow = statistics.p_excess(
+        mean - series.admitted, variance + series.own, spread + series.spread**2, bench.spread_degrees
+    )
     sudden = _against_base(bench, series, width)
     total = _SUDDEN_SHARE + _SLOW_SHARE
     # without places their share is not needed
     whole = alpha * (total if places else 1.0)
-    own_error = math.sqrt(variance + series.variance)
+    own_error = math.sqrt(variance + series.own)
     tests = [
         _Test(width, mean, series.admitted, own_error, slow, whole * _SLOW_SHARE / total),
         _Test(width, mean, sudden.base, sudden.error, sudden.p_value, whole * _SUDDEN_SHARE / total),
@@ -424,13 +432,14 @@ def _against_base(bench: _Bench, series: _Series, width: int) -> _Excess:
     losses fell into the window, which has its part of all rows (losses as a compound Poisson sum).
     """
     now, before = series.pool(series.points[-width:]), series.pool(series.points[:-width])
-    base, base_variance, base_spread = series.admitted, series.variance, 0.0
+    base, base_variance, base_spread = series.admitted, series.own, series.spread**2
     if before is not None:
         earlier, earlier_variance, earlier_spread = before
-        weight, earlier_weight = 1 / max(series.variance, series.least), 1 / earlier_variance
+        weight, earlier_weight = 1 / max(series.own, series.least), 1 / earlier_variance
         share = earlier_weight / (weight + earlier_weight)
         base = series.admitted + share * (earlier - series.admitted)
-        base_variance, base_spread = 1 / (weight + earlier_weight), share**2 * earlier_spread
+        base_variance = 1 / (weight + earlier_weight)
+        base_spread = share**2 * earlier_spread + (1 - share) ** 2 * series.spread**2
     if now is None or not math.isfinite(base_variance):
         return _Excess(1.0, base, 0.0)
     mean, variance, spread = now
@@ -456,11 +465,11 @@ def _change_point(series: _Series, places: Sequence[_Series]) -> str:
 
     def score(one: _Series, start: int) -> float:
         now, earlier = one.pool(one.points[start:]), one.pool(one.points[:start])
-        if now is None or not math.isfinite(one.variance):
+        if now is None or not math.isfinite(one.own):
             return -math.inf
-        base, base_variance = one.admitted, one.variance
+        base, base_variance = one.admitted, one.own
         if earlier is not None:
-            weight, earlier_weight = 1 / max(one.variance, one.least), 1 / earlier[1]
+            weight, earlier_weight = 1 / max(one.own, one.least), 1 / earlier[1]
             base = (weight * base + earlier_weight * earlier[0]) / (weight + earlier_weight)
             base_variance = 1 / (weight + earlier_weight)
         return (now[0] - base) / math.sqrt(now[1] + base_variance)

@@ -104,7 +104,7 @@ def test_drift_alone_is_not_harm() -> None:
 
 
 def test_drift_with_estimated_harm_retrains_where_labels_are_late() -> None:
-    late = points([0.7] * 3, kind="estimated", first=4)
+    late = points([0.7] * 4, kind="estimated", first=4)
     found = evidence(points([0.5] * 4), estimated=late, drift_verdict="DRIFTED", drifted_columns=("temp",))
     decision = decide(found)
     assert decision.statistics["trigger"] == "estimated_harm"
@@ -281,3 +281,106 @@ def test_a_clear_change_is_found_within_three_batches() -> None:
         levels = [0.13] * 12 + [0.2] * 3
         found += weekly(rng, levels, admitted, 500) > 0
     assert found >= 19
+
+
+# --- harm in one place ---------------------------------------------------------------------------------------------
+
+
+def local(
+    means: Sequence[float], *, places: int = 20, rows: int = 50, seed: int = 1, clump: float = 0.0, noise: float = 0.24
+) -> RetrainingEvidence:
+    """A champion whose loss is 0.1 everywhere at admission, and `means` in place 7 of each partition after it.
+
+    `clump`: standard deviation of what the rows of one place share in one partition.
+    """
+    draw = np.random.default_rng(seed)
+
+    def place(mean: float) -> LossSum:
+        return loss(mean + float(draw.normal(0, noise / math.sqrt(rows)) + draw.normal(0, clump)), rows, noise)
+
+    def whole(sums: tuple[LossSum, ...]) -> LossSum:
+        return LossSum(
+            sum(s.rows for s in sums), math.fsum(s.total for s in sums), math.fsum(s.total_squared for s in sums)
+        )
+
+    admitted = tuple(place(0.1) for _ in range(places))
+    found = []
+    for k, mean in enumerate(means):
+        sums = tuple(place(mean if number == 7 else 0.1) for number in range(places))
+        key = (datetime(2013, 1, 7, tzinfo=UTC) + k * WEEK).strftime("%Y-%m-%dT00:00:00")
+        found.append(QualityPoint(key, whole(sums), places * rows, places=sums))
+    return evidence(
+        tuple(found), admitted=whole(admitted), admitted_places=admitted, baseline_loss=0.25, champion_rows=4000
+    )
+
+
+LOCAL = local([0.1] * 8 + [0.25] * 4)
+
+
+def test_harm_in_one_place_is_found_where_the_mean_of_all_rows_hides_it() -> None:
+    decision = decide(LOCAL)
+    assert decision.verdict is Verdict.RETRAIN
+    assert "stretch 8 of 20" in decision.reasons[0]
+    hidden = replace(LOCAL, admitted_places=(), quality=tuple(replace(p, places=()) for p in LOCAL.quality))
+    assert decide(hidden).verdict is Verdict.WAIT
+
+
+def test_the_change_point_is_where_the_harm_in_the_place_begins() -> None:
+    assert decide(LOCAL).statistics["change_partition"] == LOCAL.quality[8].partition
+
+
+def test_partitions_measured_before_places_were_kept_are_judged_by_all_rows() -> None:
+    mixed = replace(LOCAL, quality=(replace(LOCAL.quality[0], places=()), *LOCAL.quality[1:]))
+    assert decide(mixed).verdict is Verdict.WAIT
+
+
+def test_an_even_record_with_places_is_hardly_ever_retrained() -> None:
+    alarms = sum(decide(local([0.1] * 12, seed=seed)).verdict is Verdict.RETRAIN for seed in range(200))
+    assert alarms <= 2  # 0.001 a look; 3 or more have a probability of 0.001
+
+
+def test_rows_that_come_in_clumps_are_not_taken_for_harm() -> None:
+    """The rows of one day share its weather: three times the scatter that rows alone would have."""
+    alarms = sum(decide(local([0.1] * 12, seed=seed, clump=0.1)).verdict is Verdict.RETRAIN for seed in range(100))
+    assert alarms <= 2
+
+
+def test_a_few_big_losses_where_there_were_none_are_counted_not_averaged() -> None:
+    """One row in a thousand that cost 0.9 is no proof of harm, however quiet the holdout was."""
+    quiet, hit = LossSum(1000, 0.001, 1e-9), LossSum(1000, 0.901, 0.81)
+    keys = [p.partition for p in points([0.1] * 8)]
+    found = tuple(QualityPoint(key, hit if key in keys[-2:] else quiet, 1000) for key in keys)
+    assert decide(evidence(found, admitted=quiet, baseline_loss=0.02)).verdict is Verdict.WAIT
+
+
+def test_twice_next_to_nothing_is_next_to_nothing() -> None:
+    found = points([1e-3] * 4 + [2e-3] * 4, rows=100_000)
+    tiny = tuple(replace(p, loss=loss(p.loss.mean, 100_000, 1e-4)) for p in found)
+    decided = evidence(tiny, admitted=loss(1e-3, 100_000, 1e-4))
+    assert decide(decided).verdict is Verdict.RETRAIN
+    assert decide(replace(decided, baseline_loss=0.25)).verdict is Verdict.WAIT
+
+
+@given(st.sampled_from([1e-9, 1e-3, 1e3, 1e9]))
+def test_the_unit_of_the_loss_does_not_matter(unit: float) -> None:
+    def scaled(sums: LossSum) -> LossSum:
+        return LossSum(sums.rows, sums.total * unit, sums.total_squared * unit**2)
+
+    found = tuple(replace(p, loss=scaled(p.loss), places=tuple(scaled(s) for s in p.places)) for p in LOCAL.quality)
+    other = replace(
+        LOCAL,
+        quality=found,
+        admitted=scaled(LOCAL.admitted),
+        admitted_places=tuple(scaled(s) for s in LOCAL.admitted_places),
+        baseline_loss=LOCAL.baseline_loss * unit,
+    )
+    assert decide(other).verdict is decide(LOCAL).verdict
+    assert decide(other).statistics["change_partition"] == decide(LOCAL).statistics["change_partition"]
+
+
+@pytest.mark.parametrize("count", [19, 21])
+def test_places_that_are_not_the_champions_are_refused_with_both_counts(count: int) -> None:
+    sums = (LOCAL.quality[0].places * 2)[:count]
+    wrong = replace(LOCAL, quality=(replace(LOCAL.quality[0], places=sums), *LOCAL.quality[1:]))
+    with pytest.raises(EvidenceError, match=rf"{count} places.*20 places"):
+        decide(wrong)

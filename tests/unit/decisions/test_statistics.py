@@ -291,3 +291,19 @@ def test_the_spread_of_partitions_is_not_widened_by_one_change_of_level() -> Non
     before, after = (statistics.partition_spread(list(x), errors, 0.01, 6) for x in (calm, stepped))
     assert before == pytest.approx(0.01, rel=0.4)
     assert after == pytest.approx(before, rel=0.4)
+
+
+def test_a_binomial_tail_is_exact_for_whole_counts() -> None:
+    assert statistics.p_binomial(3, 10, 0.2) == pytest.approx(stats.binom.sf(2, 10, 0.2))
+    assert statistics.p_binomial(1, 1, 0.05) == pytest.approx(0.05)
+    assert statistics.p_binomial(0, 10, 0.2) == statistics.p_binomial(0, 0, 0.2) == 1.0
+
+
+def test_a_skewed_sum_has_the_tail_of_its_counts_not_of_the_normal_law() -> None:
+    """20 events where 8 are due: the Poisson tail is some times the normal one, and the skewed curve is close to it."""
+    due, seen = 8.0, 20.0
+    exact = float(stats.poisson.sf(seen - 1, due))
+    normal = statistics.p_excess(seen - due, due, 0.0, 1.0)
+    skewed = statistics.p_excess(seen - due, due, 0.0, 1.0, third=due)
+    assert normal < exact / 10
+    assert exact / 3 < skewed < 3 * exact
