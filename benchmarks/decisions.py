@@ -104,29 +104,33 @@ def written(section: Section) -> dict[str, object]:
 def readme() -> None:
     """Write the tables of the newest full run into README.md."""
     found = json.loads((RESULTS / "decisions.json").read_text(encoding="utf-8"))
-    lines = [BEGIN, f"Measured {found['when'][:10]} in {found['minutes']:.0f} minutes on {found['machine']}.", ""]
-    for section in found["sections"].values():
-        for table in section["tables"]:
-            lines += [f"**{table['title']}**", ""]
-            lines += [f"| {' | '.join(table['columns'])} |", "|" + "---|" * len(table["columns"])]
-            lines += [
-                f"| {' | '.join(c['text'] if isinstance(c, dict) else c for c in row)} |" for row in table["rows"]
-            ]
-            lines += ["", *([table["note"], ""] if table["note"] else [])]
     claims = [claim for section in found["sections"].values() for claim in section["claims"]]
-    lines += [
-        f"**Targets: {sum(c['met'] for c in claims)} of {len(claims)} met**",
-        "",
-        "| target | asked | measured | |",
-        "|---|---|---|---|",
-        *(
-            f"| {c['text']} | {c['target']} | {c['figure']['text']} | {'met' if c['met'] else '**missed**'} |"
-            for c in claims
+    lines = [
+        BEGIN,
+        (
+            f"`make bench-decisions` on {found['when'][:10]}: {found['minutes']:.0f} minutes on {found['machine']}. "
+            f"{sum(c['met'] for c in claims)} of {len(claims)} targets are met."
         ),
         "",
     ]
+    for name, section in found["sections"].items():
+        lines += [f"**{name}**", "", "| target | asked | measured | |", "|---|---|---|---|"]
+        for c in section["claims"]:
+            lines.append(
+                f"| {c['text']} | {c['target']} | {c['figure']['text']} | {'met' if c['met'] else '**missed**'} |"
+            )
+        lines += ["", f"<details><summary>{name}: tables, with the usual rules</summary>", ""]
+        for table in section["tables"]:
+            lines += [f"**{table['title']}**", "", f"| {' | '.join(table['columns'])} |"]
+            lines.append("|" + "---|" * len(table["columns"]))
+            for row in table["rows"]:
+                lines.append(f"| {' | '.join(c['text'] if isinstance(c, dict) else c for c in row)} |")
+            lines += ["", *([table["note"], ""] if table["note"] else [])]
+        lines += ["</details>", ""]
     file = PROJECT / "README.md"
     text = file.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{file} has no {BEGIN} ... {END}. Put both where the tables shall stand.")
     before, rest = text.split(BEGIN)
     file.write_text(before + "\n".join(lines) + END + rest.split(END)[1], encoding="utf-8")
 

@@ -89,6 +89,7 @@ class World:
         return self._fits[batch], rows
 
     def batch(self, number: int) -> slice:
+        """The rows of one batch."""
         return slice(number * ROWS, (number + 1) * ROWS)
 
 
@@ -302,7 +303,7 @@ def admit(stream: Stream, rows: Any, since: int) -> Champion:
 
 
 def accepted(stream: Stream, batch: int) -> bool:
-    """Do the checks accept a batch? Reviewed bounds of every column, as wide as the first four batches and half more."""
+    """Do the checks accept a batch? Bounds of every column: those of the first four batches, and half more."""
     from perennial.measures import checks
 
     first = stream.features[: START * ROWS]
@@ -337,6 +338,7 @@ class Perennial:
         self.lost: set[int] = set()  # batches in quarantine
 
     def live(self) -> Life:
+        """From the first batch served to the last."""
         champion = admit(self.stream, self.world.labelled(START - 1)[-WINDOW:], START)
         for batch in range(START, BATCHES):
             rows = self.world.batch(batch)

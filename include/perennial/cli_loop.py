@@ -203,7 +203,9 @@ def _print_replay(report: Replay, figures: dict[str, Any]) -> None:
     console.print(losses)
     retrains = Table("batch", "trigger", "outcome", "version", "reason", title="retrains")
     for r in report.retrain_log:
-        retrains.add_row(r.partition, r.trigger, r.outcome, r.version or "-", r.reason)
+        retrains.add_row(
+            r.partition, r.trigger, r.outcome, r.version or "-", f"{r.reason}; gate: {r.gate}" if r.gate else r.reason
+        )
     console.print(retrains)
     rollouts = Table("version", "opened", "outcome", "stages", title="rollouts")
     for o in report.rollout_log:

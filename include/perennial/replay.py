@@ -48,6 +48,8 @@ class Retrain:
     reason: str
     outcome: str = "running"
     version: str | None = None
+    #: why the gate said so
+    gate: str = ""
 
 
 @dataclass
@@ -184,7 +186,7 @@ def _live(spec: ModelSpec, stores: Stores, partition: Partition, report: Replay,
         retrain.abandon(spec, stores, as_of=as_of, run=run, reason=str(error))
         log.outcome = f"{type(error).__name__}: {error}"
         return f"RETRAIN ({log.trigger}): {type(error).__name__}"
-    log.outcome, log.version = gate["verdict"], gate["version"]
+    log.outcome, log.version, log.gate = gate["verdict"], gate["version"], gate["reason"]
     if gate["version"] is not None:
         rollout_id = f"rollout-{partition.key}"
         rollout.open_rollout(spec, stores, gate["version"], as_of=as_of, run=run, rollout_id=rollout_id)
