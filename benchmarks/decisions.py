@@ -2,7 +2,7 @@
 
 Prints the tables and writes `benchmarks/results/decisions.json`. Every figure is seeded and has its 95 % interval.
 `QUICK=1` takes few runs and three minutes; its figures are no measurements, and go to
-`.perennial/bench/decisions_quick.json`. `--only drift canary` runs some sections, prints, and writes nothing.
+`.perennial/bench/decisions_quick.json`. `--only drift canary` runs some sections; the others keep their figures.
 `--readme` writes the tables of the newest full run into README.md.
 """
 
@@ -105,14 +105,13 @@ def readme() -> None:
     """Write the tables of the newest full run into README.md."""
     found = json.loads((RESULTS / "decisions.json").read_text(encoding="utf-8"))
     claims = [claim for section in found["sections"].values() for claim in section["claims"]]
-    lines = [
-        BEGIN,
-        (
-            f"`make bench-decisions` on {found['when'][:10]}: {found['minutes']:.0f} minutes on {found['machine']}. "
-            f"{sum(c['met'] for c in claims)} of {len(claims)} targets are met."
-        ),
-        "",
-    ]
+    minutes = sum(section["minutes"] for section in found["sections"].values())
+    newest = max(section["when"] for section in found["sections"].values())
+    said = (
+        f"`make bench-decisions`, {newest[:10]}: {minutes:.0f} minutes on {machine()}. "
+        f"{sum(c['met'] for c in claims)} of {len(claims)} targets are met."
+    )
+    lines = [BEGIN, said, ""]
     for name, section in found["sections"].items():
         lines += [f"**{name}**", "", "| target | asked | measured | |", "|---|---|---|---|"]
         for c in section["claims"]:
@@ -141,7 +140,9 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections only; nothing is written")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, help="these sections only; the others keep their figures"
+    )
     parser.add_argument("--readme", action="store_true", help="write the newest full run's tables into README.md")
     given = parser.parse_args()
     if given.readme:
@@ -150,28 +151,29 @@ def main() -> int:
     quick = os.environ.get("QUICK", "") not in {"", "0"}
     # a fixed width, so that the tables are whole in a log file too
     console = Console(width=180)
-    begun = time.monotonic()
-    sections: dict[str, Section] = {}
+    file = Settings().home / "bench" / "decisions_quick.json" if quick else RESULTS / "decisions.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(file.read_text(encoding="utf-8"))["sections"] if given.only and file.is_file() else {}
+    measured: dict[str, object] = dict(kept)
     with ProcessPoolExecutor(int(os.environ.get("JOBS", "0")) or os.cpu_count()) as pool:
         bench = Runner(console, pool, quick=quick)
         for name in given.only or SECTIONS:
             console.rule(name)
-            sections[name] = importlib.import_module(f"rates.{name}").run(bench)
-            show(console, sections[name])
-    minutes = (time.monotonic() - begun) / 60
-    console.print(f"{minutes:.1f} minutes")
-    if given.only:
-        return 0
-    file = Settings().home / "bench" / "decisions_quick.json" if quick else RESULTS / "decisions.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minutes": minutes,
-        "machine": machine(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "sections": {name: written(section) for name, section in sections.items()},
-    }
-    file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            begun = time.monotonic()
+            section = importlib.import_module(f"rates.{name}").run(bench)
+            show(console, section)
+            minutes = (time.monotonic() - begun) / 60
+            console.print(f"{name}: {minutes:.1f} minutes")
+            measured[name] = {
+                "when": datetime.now(UTC).isoformat(timespec="seconds"),
+                "minutes": minutes,
+                "machine": machine(),
+                "libraries": {library: importlib.metadata.version(library) for library in LIBRARIES},
+                **written(section),
+            }
+            # after every section: what is measured is kept, whatever happens to the next
+            ordered = {key: measured[key] for key in SECTIONS if key in measured}
+            file.write_text(json.dumps({"sections": ordered}, indent=1) + "\n", encoding="utf-8")
     console.print(f"written: {file}")
     return 0
 

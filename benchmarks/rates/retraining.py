@@ -40,7 +40,7 @@ from perennial.records import (
     Verdict,
 )
 
-START = 4
+START = streams.HISTORY
 WINDOW = 4 * ROWS
 #: a change is found where a retrain follows within so many batches
 FOUND_WITHIN = 6

@@ -16,6 +16,8 @@ from river.datasets import synth
 BATCHES, ROWS = 80, 500
 #: batches after which the concept changes, where it does
 CHANGES = (20, 40, 60)
+#: batches that everybody's first model learns from
+HISTORY = 4
 #: a label that never comes
 NEVER = BATCHES * 10
 
@@ -122,8 +124,10 @@ def corrupted(seed: int) -> Stream:
 
 
 def late(stream: Stream, delay: int) -> Stream:
-    """The same stream with all labels `delay` batches late."""
-    return replace(stream, known=np.repeat(np.arange(BATCHES) + delay, ROWS), delay=delay)
+    """The same stream with all labels `delay` batches late; the first batches are history, and labelled."""
+    batches = np.arange(BATCHES)
+    known = np.where(batches < HISTORY, batches, batches + delay)
+    return replace(stream, known=np.repeat(known, ROWS), delay=delay)
 
 
 def scattered(stream: Stream, seed: int) -> Stream:
