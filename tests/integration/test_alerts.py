@@ -33,6 +33,12 @@ class Slack:
         return str(self.posts[-1][1]["text"])
 
 
+@pytest.fixture(autouse=True)
+def _airflow_has_set_up_its_logging() -> None:
+    """Airflow's first import replaces the root logger's handlers, in the middle of a test those of `caplog` too."""
+    import airflow.providers.slack.hooks.slack_webhook  # noqa: F401
+
+
 @pytest.fixture
 def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slack]:
     found = Slack()
