@@ -111,6 +111,8 @@ def readme() -> None:
         f"`make bench-decisions`, {newest[:10]}: {minutes:.0f} minutes on {machine()}. "
         f"{sum(c['met'] for c in claims)} of {len(claims)} targets are met."
     )
+    if lacking := [name for name in SECTIONS if name not in found["sections"]]:
+        said += f" Not yet measured with these rules: {', '.join(lacking)}."
     lines = [BEGIN, said, ""]
     for name, section in found["sections"].items():
         lines += [f"**{name}**", "", "| target | asked | measured | |", "|---|---|---|---|"]

@@ -69,7 +69,7 @@ def test_perennial_finds_changes_and_leaves_an_even_stream_alone() -> None:
     assert retraining.Perennial(retraining.World(streams.noisy(1))).live().retrains == []
 
 
-def test_readme_shows_the_figures_of_the_newest_full_run() -> None:
+def test_readme_shows_the_figures_of_the_newest_full_run_of_every_section() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     figures = json.loads((PROJECT / "benchmarks" / "results" / "decisions.json").read_text(encoding="utf-8"))
     for name, section in figures["sections"].items():
