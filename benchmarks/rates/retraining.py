@@ -38,6 +38,7 @@ from perennial.records import (
     RetrainingEvidence,
     RetrainingHistory,
     Verdict,
+    from_json,
 )
 
 START = streams.HISTORY
@@ -65,6 +66,8 @@ class Life:
     """What one policy did on one stream."""
 
     retrains: list[int] = field(default_factory=list)
+    #: retrains that say that something changed: all of a rival's, those of Perennial's that are not follow-ups
+    alarms: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     quarantined: int = 0
     cannot_tell: int = 0
@@ -240,6 +243,7 @@ def live_as_rival(world: World, rival: Rival) -> Life:
         errors = np.array([served[r // ROWS][r % ROWS] for r in news])
         if rival.asks(Seen(age, reference, stream.features[rows], errors, admitted, held, found)):
             life.retrains.append(batch)
+            life.alarms.append(batch)
             model, reference, admitted, held, found = begin(batch)
             age, since = 0, batch + 1
     return life
@@ -283,15 +287,19 @@ def _table(stream: Stream, rows: Any) -> pa.Table:
     return pa.table({name: stream.features[rows, j] for j, name in enumerate(stream.columns)})
 
 
-def admit(stream: Stream, rows: Any, since: int) -> Champion:
-    """Fit on the older part, judge on the newer, fit on both: what `training.refit` does."""
+def admit(stream: Stream, rows: Any, since: int, former: Sequence[Champion] = ()) -> Champion:
+    """Fit on the older part, judge on the newer, fit on both: what `training.refit` does.
+
+    Or, as loop/retrain does after a change, bring a former champion back.
+    """
     holdout = max(len(rows) // 5, min(200, len(rows) // 2))
     old, new = rows[:-holdout], rows[-holdout:]
-    judged = probability(fit(stream.features[old], stream.labels[old]), stream.features[new])
+    returned = _returned(stream, old, former)
+    judged = probability(returned or fit(stream.features[old], stream.labels[old]), stream.features[new])
     losses = quality.row_losses("binary", METRIC, stream.labels[new], judged)
     constant = np.full(len(new), stream.labels[old].mean())
     return Champion(
-        model=fit(stream.features[rows], stream.labels[rows]),
+        model=returned or fit(stream.features[rows], stream.labels[rows]),
         admitted=quality.loss_sum(losses),
         calibration=quality.calibration("binary", stream.labels[new], judged),
         rows=rows,
@@ -300,6 +308,22 @@ def admit(stream: Stream, rows: Any, since: int) -> Champion:
         baseline_loss=float(np.mean(quality.row_losses("binary", METRIC, stream.labels[new], constant))),
         since=since,
     )
+
+
+def _returned(stream: Stream, window: Any, former: Sequence[Champion]) -> Any:
+    """The former champion's model that surely beats a fit of the window's earlier half on its later half, or None."""
+    if not former:
+        return None
+    half = len(window) // 2
+    early, later = window[:half], window[half:]
+
+    def losses(model: Any) -> Floats:
+        return quality.row_losses("binary", METRIC, stream.labels[later], probability(model, stream.features[later]))
+
+    fresh = losses(fit(stream.features[early], stream.labels[early]))
+    found = {number: losses(one.model) for number, one in enumerate(former)}
+    best = min(found, key=lambda number: float(found[number].mean()))
+    return former[best].model if quality.surely_lower(found[best], fresh) else None
 
 
 def accepted(stream: Stream, batch: int) -> bool:
@@ -336,6 +360,9 @@ class Perennial:
         self.past: list[PastRetrain] = []
         self.predicted: dict[int, Floats] = {}
         self.lost: set[int] = set()  # batches in quarantine
+        #: the last champion of each earlier concept, by the change that it was trained after
+        self.former: dict[str | None, Champion] = {}
+        self.concept: str | None = None
 
     def live(self) -> Life:
         """From the first batch served to the last."""
@@ -360,7 +387,9 @@ class Perennial:
         if decision.verdict != Verdict.RETRAIN:
             return champion
         self.life.retrains.append(batch)
-        change = decision.statistics["change_partition"]
+        if decision.statistics["trigger"] != "follow_up":
+            self.life.alarms.append(batch)
+        change, before = (decision.statistics[name] for name in ("change_partition", "loss_before"))
         self.past.append(
             PastRetrain(
                 as_of=evidence.as_of,
@@ -368,12 +397,19 @@ class Perennial:
                 outcome="promoted",
                 trigger=decision.statistics["trigger"],
                 change_partition=change,
+                loss_before=before and from_json(LossSum, before),
+                admitted_loss=decision.statistics["admitted_loss"],
             )
         )
         rows = self._labelled(batch)
         after = rows[rows >= batch_of(change) * ROWS] if change else rows
+        self.former[self.concept] = champion
+        self.concept = change
         # too few rows since the change: the window reaches back behind it, as loop/retrain does
-        return admit(self.stream, after if len(after) >= 200 else rows[-WINDOW:], batch + 1)
+        if change is None or len(after) < 200:
+            return admit(self.stream, rows[-WINDOW:], batch + 1)
+        former = [one for concept, one in self.former.items() if concept != change]
+        return admit(self.stream, after, batch + 1, former)
 
     def _labelled(self, batch: int) -> Any:
         rows = self.world.labelled(batch)
@@ -462,13 +498,12 @@ class Result:
 
 
 def _count(stream: Stream, life: Life) -> Result:
+    """A change is found by an alarm within FOUND_WITHIN batches of its first labels; an earlier one is luck."""
     delays = []
     for change in stream.changes:
-        known = change + stream.delay - 1
-        if known + FOUND_WITHIN < BATCHES:
-            after = [r - known for r in life.retrains if known <= r <= known + FOUND_WITHIN]
-            early = [r - known for r in life.retrains if change <= r < known]
-            delays.append(min([*after, *early], default=None))
+        begun = int(stream.known[change * ROWS : (change + 1) * ROWS].min()) - 1
+        if begun + FOUND_WITHIN < BATCHES:
+            delays.append(min((r - begun for r in life.alarms if begun <= r <= begun + FOUND_WITHIN), default=None))
     return Result(len(life.retrains), float(np.mean(life.errors)), tuple(delays), life.quarantined, life.cannot_tell)
 
 

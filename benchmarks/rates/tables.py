@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -104,6 +104,3 @@ class Bench(Protocol):
         `function` stands at a module's top, each item carries its own seed.
         """
         ...
-
-
-Json = Any

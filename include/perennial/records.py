@@ -153,6 +153,8 @@ class Snapshot(_Strict):
     digest: str
     #: event time from which rows are holdout
     holdout_start: datetime
+    #: key of the first partition after a change, where the rows begin there
+    change_partition: str | None = None
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,10 @@ class PastRetrain(_Strict):
     #: `trigger` and `change_partition` of the decision's statistics; follow-up refits need them
     trigger: str = ""
     change_partition: str | None = None
+    #: losses from before the change, or from before the first of several in a row
+    loss_before: LossSum | None = None
+    #: mean loss, at its admission, of the champion that was to be replaced
+    admitted_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -395,6 +401,8 @@ class PromotionEvidence(_Strict):
     loss_design_effect: float = 1.0
     #: binary: for estimates where labels are late
     recalibration: Recalibration | None = None
+    #: the challenger is this former version, whose concept has come back; None: a fresh fit
+    returned_version: str | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,14 @@ def fit(spec: ModelSpec, frame: pd.DataFrame, *, params: dict[str, Any], seed: i
     return _fit(spec, frame, params=params, seed=seed)
 
 
+def fit_on_half(spec: ModelSpec, frame: pd.DataFrame, *, params: dict[str, Any], seed: int) -> Any | None:
+    """The pipeline fitted on the earlier half of `frame`; None where that lacks a class, or any row."""
+    half = frame.iloc[: len(frame) // 2]
+    if half.empty or (spec.task != "regression" and half[LABEL].nunique() < frame[LABEL].nunique()):
+        return None
+    return _fit(spec, half, params=params, seed=seed)
+
+
 def _fit(spec: ModelSpec, frame: pd.DataFrame, *, params: dict[str, Any], seed: int) -> Any:
     _check_labels(spec, frame)
     estimator = load_pipeline(spec)(dict(params), seed)

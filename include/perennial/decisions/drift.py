@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from perennial import specs
 from perennial.decisions import statistics
@@ -26,26 +26,6 @@ from perennial.errors import EvidenceError
 from perennial.records import ColumnProfile, Decision, DriftEvidence, Json, Verdict
 
 RULE, VERSION = "drift", "2"
-
-
-def psi_threshold(reference_rows: int, current_rows: int, bins: int, columns: int, alpha: float, floor: float) -> float:
-    """The PSI that one of `columns` columns must pass to count as drift, from the sizes of both samples.
-
-    Under no change PSI is about (1/reference_rows + 1/current_rows) times a chi-square with bins - 1 degrees of
-    freedom; `alpha` is for the whole batch, `floor` is the practical size. Source: Yurdakul and Naranjo (2020), Journal
-    of Risk Model Validation 14.
-
-    Raises:
-        EvidenceError: no rows, fewer than two bins or no column.
-    """
-    if reference_rows < 1 or current_rows < 1 or bins < 2 or columns < 1:  # noqa: PLR2004 - one bin cannot change
-        msg = (
-            f"no PSI threshold for {reference_rows} reference rows, {current_rows} rows, {bins} bins, {columns} "
-            "columns; rows and columns must be 1 or more, bins 2 or more"
-        )
-        raise EvidenceError(msg)
-    noise = (1 / reference_rows + 1 / current_rows) * float(stats.chi2.isf(alpha / columns, bins - 1))
-    return max(floor, noise)
 
 
 def decide(evidence: DriftEvidence, policy: specs.Monitoring, history: None = None) -> Decision:

@@ -34,6 +34,7 @@ from perennial.records import (
     RetrainingEvidence,
     RetrainingHistory,
     Verdict,
+    to_json,
 )
 
 RULE, VERSION = "retraining", "2"
@@ -48,13 +49,17 @@ _SUDDEN_SHARE, _SLOW_SHARE, _PLACES_SHARE = 0.4, 0.1, 0.5
 _MIN_EVENTS = statistics.MIN_EXPECTED
 #: refits after one found change; each needs twice the rows of the one before: three reach eight times the window
 _MAX_FOLLOW_UPS = 3
+#: refits where the loss is shown to be above that before the change still
+_MOST_FOLLOW_UPS = 6
+#: one-sided 95 %, in standard errors
+_ONE_SIDED_95 = 1.644854
 #: retrains in a row that did not help double the cooldown, up to this factor
 _MAX_BACKOFF = 4
 #: outcomes after which the champion is still the old one
 _FRUITLESS = frozenset({"refused", "rolled_back", "failed"})
 #: a change of the loss below this share of what the trivial baseline loses is nothing to act on, however near to zero
 #: the admitted loss is: a model that errs once in a million rows may err twice
-_LEAST_OF_BASELINE = 0.01
+_LEAST_OF_BASELINE = 0.02
 #: half width of a 95 % interval, in standard errors
 _HALF_WIDTH_95 = 1.959964
 
@@ -85,7 +90,13 @@ def decide(evidence: RetrainingEvidence, policy: specs.Retraining, history: Retr
         version=VERSION,
         verdict=verdict,
         reasons=reasons,
-        statistics={**bench.found, "trigger": trigger, "change_partition": change, "blocks": len(blocks)},
+        statistics={
+            **bench.found,
+            "trigger": trigger,
+            "change_partition": change,
+            "loss_before": to_json(_loss_before(bench, trigger, change, history)) if change else None,
+            "blocks": len(blocks),
+        },
         thresholds={**bench.limits, "cooldown_hours": _cooldown(policy, history) / timedelta(hours=1)},
         alpha=policy.alpha,
         evidence=evidence,
@@ -118,6 +129,8 @@ class _Series:
     sums: tuple[LossSum, ...] = ()
     #: rows that move together count as one
     clumping: float = 1.0
+    #: which predictions; empty for all
+    name: str = ""
 
     @classmethod
     def of(cls, admitted: LossSum, losses: Sequence[tuple[str, LossSum]], relative_spread: float) -> _Series:
@@ -173,11 +186,30 @@ def _add(sums: Sequence[LossSum]) -> LossSum:
 
 
 @dataclass(frozen=True)
+class _Level:
+    """A mean loss, its excess over another, and the standard error of that from rows alone; inf: not known."""
+
+    level: float
+    excess: float
+    error: float
+
+    def surely_at_most(self, bound: float) -> bool:
+        """One-sided at 95 %."""
+        return self.excess + _ONE_SIDED_95 * self.error <= bound
+
+    def surely_above(self, bound: float) -> bool:
+        """One-sided at 95 %."""
+        return self.excess - _ONE_SIDED_95 * self.error > bound
+
+
+@dataclass(frozen=True)
 class _Bench:
     """The champion's record, measured against the quality it was admitted with."""
 
     evidence: RetrainingEvidence
     policy: specs.Retraining
+    #: partitions with enough labels, oldest first
+    judged: tuple[QualityPoint, ...]
     realised: _Series
     estimated: _Series
     #: realised losses of rows with like predictions
@@ -214,6 +246,7 @@ class _Bench:
         return cls(
             evidence,
             policy,
+            tuple(judged),
             replace(whole, spread=spread),
             replace(whole, spread=spread, points=estimates, sums=()),
             _places(evidence, judged, policy, relative),
@@ -223,6 +256,20 @@ class _Bench:
             {"admitted_loss": admitted, "partition_spread": spread, "judged_partitions": len(judged)},
             {"loss": admitted + worth},
         )
+
+    def record(self, until: str | None = None) -> LossSum:
+        """The champion's losses at admission and since; `until`: in partitions before that one."""
+        return _add([self.evidence.admitted, *(p.loss for p in self.judged if until is None or p.partition < until)])
+
+    def excess_over(self, before: LossSum | None, until: str | None = None) -> _Level:
+        """How much more the champion loses than was lost before."""
+        now = self.record(until)
+        if before is None or min(before.rows, now.rows) < 2:  # noqa: PLR2004 - one row has no spread
+            return _Level(math.nan, math.nan, math.inf)
+        variance = sum(
+            max(0.0, loss.total_squared / loss.rows - loss.mean**2) / (loss.rows - 1) for loss in (before, now)
+        )
+        return _Level(now.mean, now.mean - before.mean, math.sqrt(variance))
 
     @property
     def blind(self) -> str:
@@ -265,16 +312,22 @@ def _places(
         joined[-1] += open_places
     if len(joined) < 2:  # noqa: PLR2004 - the same rows as all
         return ()
-    found = [
-        _Series.of(
+
+    def series(first: int, last: int) -> _Series:
+        places = [place for group in joined[first : last + 1] for place in group]
+        found = _Series.of(
             _add([evidence.admitted_places[i] for i in places]),
             [(p.partition, _add([p.places[i] for i in places])) for p in told],
             relative_spread,
         )
-        for places in joined
-    ]
-    clumping = _clumping(found)
-    return tuple(series.widened(clumping) for series in found)
+        named = f"stretch {first + 1}" if first == last else f"stretches {first + 1} and {last + 1}"
+        return replace(found, name=f"{named} of {len(joined)}")
+
+    single = [series(place, place) for place in range(len(joined))]
+    # harm does not keep to the places' borders; of two places, the pair is all rows
+    pairs = [series(place, place + 1) for place in range(len(joined) - 1)] if len(joined) > 2 else []  # noqa: PLR2004
+    clumping = _clumping(single)
+    return tuple(one.widened(clumping) for one in (*single, *pairs))
 
 
 def _clumping(places: Sequence[_Series]) -> float:
@@ -346,14 +399,14 @@ def _lost(bench: _Bench, series: _Series, places: Sequence[_Series], name: str) 
         "mean": best.mean,
         "against": best.base,
         "partitions": best.width,
-        "place": best.place,
+        "place": best.place.name if best.place else None,
     }
     bench.limits[f"{name}_p"] = best.alpha
-    sure = [test for test in tests if test.p_value <= test.alpha and _big(bench, series, places, test)]
+    sure = [test for test in tests if test.p_value <= test.alpha and _big(bench, series, test)]
     if not sure:
         return ""
     best = min(sure, key=lambda test: test.p_value / test.alpha)
-    where = "" if best.place is None else f", most where predictions are in stretch {best.place + 1} of {len(places)}"
+    where = f", most where predictions are in {best.place.name}" if best.place else ""
     admitted = bench.found["admitted_loss"]
     return (
         f"{name.replace('_', ' ')}: loss {best.mean:.5g} over the last {best.width} partitions "
@@ -372,10 +425,10 @@ class _Test:
     error: float
     p_value: float
     alpha: float
-    place: int | None = None
+    place: _Series | None = None
 
 
-def _big(bench: _Bench, series: _Series, places: Sequence[_Series], test: _Test) -> bool:
+def _big(bench: _Bench, series: _Series, test: _Test) -> bool:
     """Is the harm worth a retrain, and does it show in each of the newest `patience` partitions?
 
     Harm in one place is not seen in the noisy mean of all rows. There the place must show it, and all rows must not
@@ -385,9 +438,8 @@ def _big(bench: _Bench, series: _Series, places: Sequence[_Series], test: _Test)
     if test.place is None:
         bar = test.base + bench.worth
         return test.mean > bar and all(point is not None and point.mean > bar for point in series.points[newest])
-    place = places[test.place]
     return test.mean + test.error > test.base + bench.worth and all(
-        point is not None and point.mean > place.admitted for point in place.points[newest]
+        point is not None and point.mean > test.place.admitted for point in test.place.points[newest]
     )
 
 
@@ -396,23 +448,18 @@ def _window_tests(bench: _Bench, series: _Series, places: Sequence[_Series], wid
     now = series.pool(series.points[-width:])
     if now is None:
         return []
-    mean, variance, spread = now
-    slow = statistics.p_excess(
-        mean - series.admitted, variance + series.own, spread + series.spread**2, bench.spread_degrees
-    )
-    sudden = _against_base(bench, series, width)
+    slow, sudden = _excess(bench, series, width, pooled=False), _excess(bench, series, width)
     total = _SUDDEN_SHARE + _SLOW_SHARE
     # without places their share is not needed
-    whole = alpha * (total if places else 1.0)
-    own_error = math.sqrt(variance + series.own)
+    whole = alpha * (total if places else 1.0) / total
     tests = [
-        _Test(width, mean, series.admitted, own_error, slow, whole * _SLOW_SHARE / total),
-        _Test(width, mean, sudden.base, sudden.error, sudden.p_value, whole * _SUDDEN_SHARE / total),
+        _Test(width, now[0], slow.base, slow.error, slow.p_value, whole * _SLOW_SHARE),
+        _Test(width, now[0], sudden.base, sudden.error, sudden.p_value, whole * _SUDDEN_SHARE),
     ]
-    for number, place in enumerate(places):
-        p_value = _against_base(bench, place, width).p_value
+    for place in places:
+        p_value = _excess(bench, place, width).p_value
         part = alpha * _PLACES_SHARE / len(places)
-        tests.append(_Test(width, mean, sudden.base, sudden.error, p_value, part, number))
+        tests.append(_Test(width, now[0], sudden.base, sudden.error, p_value, part, place))
     return tests
 
 
@@ -425,13 +472,14 @@ class _Excess:
     error: float
 
 
-def _against_base(bench: _Bench, series: _Series, width: int) -> _Excess:
-    """The newest `width` points against the admitted loss pooled with the points before.
+def _excess(bench: _Bench, series: _Series, width: int, *, pooled: bool = True) -> _Excess:
+    """The newest `width` points against the admitted loss, `pooled` with the points before or alone.
 
     Where the null expects fewer than _MIN_EVENTS big losses in the window: a binomial test that this many of all big
     losses fell into the window, which has its part of all rows (losses as a compound Poisson sum).
     """
-    now, before = series.pool(series.points[-width:]), series.pool(series.points[:-width])
+    now = series.pool(series.points[-width:])
+    before = series.pool(series.points[:-width]) if pooled else None
     base, base_variance, base_spread = series.admitted, series.own, series.spread**2
     if before is not None:
         earlier, earlier_variance, earlier_spread = before
@@ -445,13 +493,14 @@ def _against_base(bench: _Bench, series: _Series, width: int) -> _Excess:
     mean, variance, spread = now
     error, third = math.sqrt(variance + base_variance), 0.0
     if series.sums:
-        pooled, window = _add(series.sums), _add(series.sums[-width:])
-        part, events = window.rows / pooled.rows, _events(pooled) / series.clumping
+        window = _add(series.sums[-width:])
+        both = _add([window, *(series.sums[:-width] if pooled else series.sums[:1])])
+        part, events = window.rows / both.rows, _events(both) / series.clumping
         if events * part < _MIN_EVENTS:
-            hits = events * window.total / pooled.total if pooled.total > 0 else 0.0
+            hits = events * window.total / both.total if both.total > 0 else 0.0
             return _Excess(statistics.p_binomial(hits, events, part), base, error)
         # rows' part of the variance times the size of one event: what a compound Poisson sum has
-        third = (variance - spread) * series.clumping * pooled.total_squared / pooled.total / window.rows
+        third = (variance - spread) * series.clumping * both.total_squared / both.total / window.rows
     degrees = bench.spread_degrees
     p_value = statistics.p_excess(mean - base, error**2, spread + base_spread, degrees, third)
     return _Excess(p_value, base, error)
@@ -496,15 +545,8 @@ def _trigger(  # noqa: PLR0911 - one return a trigger, in order of urgency
         return "lost_quality", _change_point(bench.realised, bench.places), lost
     if harm and evidence.drift_verdict == Verdict.DRIFTED:
         return "estimated_harm", _change_point(bench.estimated, ()), harm
-    if follow := _follow_up(evidence, history):
-        return (
-            "follow_up",
-            follow.change_partition,
-            (
-                f"follow-up of the change at {follow.change_partition}: {evidence.new_rows} new rows, "
-                f"the champion learnt from {evidence.champion_rows}"
-            ),
-        )
+    if follow := _follow_up(bench, history):
+        return "follow_up", follow.change, follow.why
     if policy.max_age is not None and age > policy.max_age:
         return (
             "schedule",
@@ -527,15 +569,52 @@ def _days(span: timedelta) -> str:
     return f"{span / timedelta(days=1):.4g} days"
 
 
-def _follow_up(evidence: RetrainingEvidence, history: RetrainingHistory) -> PastRetrain | None:
-    """The last retrain, where it followed a change and its window has doubled since."""
-    past = _by_time(history)
+@dataclass(frozen=True)
+class _FollowUp:
+    """A refit after a found change: the key of the first partition to learn from, and why."""
+
+    change: str
+    why: str
+
+
+def _follow_up(bench: _Bench, history: RetrainingHistory) -> _FollowUp | None:
+    """Whether one more refit after the last change pays.
+
+    The champion must have doubled its rows, and must not be as good as before the change. Where it is shown to be worse
+    still, more refits are worth their cost, in wider steps where the change goes on: another alarm was raised before
+    the first change was mended, or twice the rows made nothing better. In the last case the rows of the champion are of
+    a concept that has passed, and those that came after it are learnt from alone.
+    """
+    past, evidence = _by_time(history), bench.evidence
     if not past or past[-1].outcome not in {"admitted", "promoted"} or past[-1].change_partition is None:
         return None
-    change = past[-1].change_partition
-    follow_ups = sum(1 for p in past if p.trigger == "follow_up" and p.change_partition == change)
-    doubled = evidence.new_rows >= evidence.champion_rows > 0
-    return past[-1] if doubled and follow_ups < _MAX_FOLLOW_UPS else None
+    last, follow_ups = past[-1], 0
+    while follow_ups < len(past) - 1 and past[-1 - follow_ups].trigger == "follow_up":
+        follow_ups += 1
+    alarm = len(past) - 1 - follow_ups
+    excess = bench.excess_over(last.loss_before)
+    if excess.surely_at_most(bench.worth):
+        return None
+    lasting = excess.surely_above(bench.worth)
+    stuck = lasting and last.trigger == "follow_up" and excess.level > last.admitted_loss - bench.worth
+    again = alarm > 0 and past[alarm].loss_before is not None and past[alarm - 1].loss_before == past[alarm].loss_before
+    wanted = (2 if stuck or again else 1) * evidence.champion_rows
+    if not evidence.new_rows >= wanted > 0 or follow_ups >= (_MOST_FOLLOW_UPS if lasting else _MAX_FOLLOW_UPS):
+        return None
+    rows = f"{evidence.new_rows} new rows, the champion learnt from {evidence.champion_rows}"
+    if stuck and bench.realised.points and (point := bench.realised.points[0]):
+        return _FollowUp(point.partition, f"follow-up of a change that goes on: {rows}, which made nothing better")
+    change = str(last.change_partition)
+    return _FollowUp(change, f"follow-up of the change at {change}: {rows}")
+
+
+def _loss_before(bench: _Bench, trigger: str | None, change: str, history: RetrainingHistory) -> LossSum:
+    """The champion's losses before the change; where an earlier change is not mended, the losses before that one."""
+    past = _by_time(history)
+    known = past[-1].loss_before if past and past[-1].outcome in {"admitted", "promoted"} else None
+    if known is not None and (trigger == "follow_up" or bench.excess_over(known, change).surely_above(bench.worth)):
+        return known
+    return bench.record(change)
 
 
 def _by_time(history: RetrainingHistory) -> list[PastRetrain]:

@@ -18,7 +18,7 @@ independent of each other.
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from scipy import special
 
@@ -237,7 +237,12 @@ def _strata(look: _Look, stage: StageEvidence, name: str) -> list[_Stratum]:
             raise EvidenceError(msg)
     if not parts:
         return [whole]
-    summed = _Stratum(*(sum(values) for values in zip(*map(astuple, parts), strict=True)))
+    summed = _Stratum(
+        sum(p.old for p in parts),
+        sum(p.new for p in parts),
+        sum(p.old_hits for p in parts),
+        sum(p.new_hits for p in parts),
+    )
     if summed != whole or len({part.cluster for part in stage.served}) < len(parts):
         msg = f"{where}: partitions {summed} do not add up to their stage {whole}. Give each served partition once."
         raise EvidenceError(msg)

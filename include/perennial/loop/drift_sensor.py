@@ -111,6 +111,7 @@ def past_retrains(spec: ModelSpec, stores: Stores) -> RetrainingHistory:
     for entry in stores.ledger.entries(spec.name):
         if entry.kind == "retraining" and entry.verdict == Verdict.RETRAIN:
             decided = from_json(Decision, entry.body)
+            before = decided.statistics.get("loss_before")
             retrains.append(
                 PastRetrain(
                     as_of=entry.as_of,
@@ -118,6 +119,8 @@ def past_retrains(spec: ModelSpec, stores: Stores) -> RetrainingHistory:
                     outcome="running",
                     trigger=str(decided.statistics["trigger"]),
                     change_partition=decided.statistics["change_partition"],
+                    loss_before=before and from_json(LossSum, before),
+                    admitted_loss=decided.statistics["admitted_loss"],
                 )
             )
         elif retrains and (outcome := _outcome(entry)):

@@ -19,6 +19,7 @@ from perennial.errors import LeaseTaken, NotEnoughRows
 from perennial.measures import estimates, profiles, quality
 from perennial.records import (
     Deployment,
+    ModelVersion,
     PairedSum,
     Profile,
     PromotionEvidence,
@@ -118,7 +119,8 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: Run
     """Fit a challenger, evaluate it and the champion on the same later holdout rows, and log it all to MLflow.
 
     With `training.refit` the logged model is the same recipe fitted once more on window and holdout together; the
-    evidence is of the fit that had not seen the holdout.
+    evidence is of the fit that had not seen the holdout. After a change a former champion may be the challenger: the
+    concept that it learnt has come back.
 
     Returns:
         the MLflow run's id.
@@ -144,24 +146,33 @@ def train(spec: ModelSpec, stores: Stores, snapshot: dict[str, Any], *, run: Run
     if spec.training.search is not None:
         found, trials = training.search(spec, window, seed=spec.training.seed)
         params |= found
-    estimator = training.fit(spec, window, params=params, seed=spec.training.seed)
+    returned = _returned(spec, stores, frozen, window, params)
+    if returned:
+        version, estimator = returned
+        params = {"returned_version": version.version}
+    else:
+        estimator = training.fit(spec, window, params=params, seed=spec.training.seed)
     evaluation = _evaluate(spec, stores, estimator, window, holdout, run)
-    final = training.fit(spec, rows, params=params, seed=spec.training.seed) if spec.training.refit else estimator
+    refit = spec.training.refit and not returned
+    final = training.fit(spec, rows, params=params, seed=spec.training.seed) if refit else estimator
+    evidence = evaluation.evidence
+    if returned:
+        evidence = replace(evidence, training_label_mean=version.label_mean, returned_version=version.version)
     return stores.registry.log_run(
         TrainingRun(
             spec=spec,
             snapshot=frozen,
             estimator=final,
-            params={**params, "seed": spec.training.seed, "refit": spec.training.refit},
+            params={**params, "seed": spec.training.seed, "refit": refit},
             metrics=evaluation.metrics,
             curves=evaluation.curves,
-            profile=_reference_profile(spec, rows if spec.training.refit else window, evaluation.prediction),
+            profile=_reference_profile(spec, rows if refit else window, evaluation.prediction),
             example=holdout[list(spec.features.names)].head(5),
-            evidence=evaluation.evidence,
+            evidence=evidence,
             holdout_loss=evaluation.loss,
             holdout_rows=len(holdout),
             holdout_error=evaluation.error,
-            label_mean=evaluation.evidence.training_label_mean,
+            label_mean=evidence.training_label_mean,
             link=run,
             git_commit=_git_commit(),
             trials=trials,
@@ -176,7 +187,8 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
     Returns:
         model, verdict, reason, version (None where refused), first, the ledger entry's id, mlflow run id.
     """
-    decision = promotion.decide(stores.registry.evidence(mlflow_run_id), spec.gate, None)
+    evidence = stores.registry.evidence(mlflow_run_id)
+    decision = promotion.decide(evidence, spec.gate, None)
     link = RunLink(run.run_id, run.dag_id, run.task_id, run.url, mlflow_run_id)
     entry = stores.ledger.append(
         model=spec.name,
@@ -193,6 +205,7 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
         "perennial.gate_reason": decision.reasons[0],
         "perennial.decision": entry.id,
         "perennial.airflow_run": run.url or run.run_id,
+        **({"perennial.returned_version": evidence.returned_version} if evidence.returned_version else {}),
     }
     stores.registry.tag_run(mlflow_run_id, tags)
     result = {
@@ -245,6 +258,50 @@ def abandon(spec: ModelSpec, stores: Stores, *, as_of: datetime, run: RunLink, r
         key=f"abandon:{holder}",
     )
     stores.ledger.release(spec.name, RETRAIN_LEASE, holder)
+
+
+# --- a former champion comes back ------------------------------------------------------------------------------------
+
+#: newest earlier concepts whose champions are tried; each costs a download and predictions of half the window
+_MOST_FORMER = 5
+
+
+def _returned(
+    spec: ModelSpec, stores: Stores, frozen: Snapshot, window: pd.DataFrame, params: dict[str, Any]
+) -> tuple[ModelVersion, Any] | None:
+    """The former champion whose concept has come back, and its estimator; None where there is none.
+
+    After a change only: it must surely beat the recipe fitted on the window's earlier half, on the later half, of which
+    neither knows. The holdout is left to the gate.
+    """
+    former = _former_champions(spec, stores, frozen) if frozen.change_partition else []
+    fresh = training.fit_on_half(spec, window, params=params, seed=spec.training.seed) if former else None
+    if fresh is None:
+        return None
+    later = window.iloc[len(window) // 2 :]
+
+    def losses(estimator: Any) -> Any:
+        predicted = training.predict(estimator, later, spec)
+        return quality.row_losses(spec.task, spec.metric, later["label"].to_numpy(), predicted, spec.label.classes)
+
+    estimators = {version.version: stores.registry.load(spec.name, version.version) for version in former}
+    found = {version: losses(estimator) for version, estimator in estimators.items()}
+    best = min(former, key=lambda version: float(found[version.version].mean()))
+    if not quality.surely_lower(found[best.version], losses(fresh)):
+        return None
+    return best, estimators[best.version]
+
+
+def _former_champions(spec: ModelSpec, stores: Stores, frozen: Snapshot) -> list[ModelVersion]:
+    """The last champion of each earlier concept that has learnt nothing of the frozen rows, newest first."""
+    deployments = stores.ledger.deployments(spec.name)
+    last: dict[str | None, ModelVersion] = {}
+    for number in dict.fromkeys(deployment.champion for deployment in deployments):
+        version = stores.registry.version(spec.name, number)
+        if number != deployments[-1].champion and version.snapshot.end <= frozen.start:
+            last.pop(version.snapshot.change_partition, None)
+            last[version.snapshot.change_partition] = version
+    return list(reversed(last.values()))[:_MOST_FORMER]
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
@@ -372,7 +429,7 @@ def _take_snapshot(
         if start < end:
             snapshot, _ = intake.take_snapshot(spec, stores, start=start, end=end, as_of=as_of)
             if snapshot.rows >= spec.training.min_rows:
-                return snapshot
+                return replace(snapshot, change_partition=change_partition)
     return intake.take_snapshot(spec, stores, start=widest, end=end, as_of=as_of)[0]
 
 

@@ -5,6 +5,7 @@ Losses are per row, in the units of the spec's metric, lower is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
@@ -133,6 +134,14 @@ def row_losses(task: str, metric: str, truth: Values, prediction: Values, classe
         if metric == "mse":
             return (p - y) ** 2
     raise EvidenceError(f"no loss {metric!r} for task {task!r}. See `metric` in the spec.")
+
+
+def surely_lower(losses: Floats, than: Floats) -> bool:
+    """Whether the mean of paired losses is lower by more than two standard errors; rows are independent."""
+    difference = than - losses
+    if len(difference) < 2:  # noqa: PLR2004 - one row has no spread
+        return False
+    return float(difference.mean()) > 2 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
 
 
 def loss_sum(losses: Floats) -> LossSum:

@@ -36,22 +36,6 @@ def judge(
     return drift.decide(DriftEvidence("p", Profile(rows[0], reference), Profile(rows[1], current)), policy)
 
 
-def test_the_threshold_follows_from_both_sample_sizes() -> None:
-    assert drift.psi_threshold(10_000, 100, 10, 1, 0.01, 0.0) == pytest.approx(0.219, abs=5e-4)
-    assert drift.psi_threshold(10_000, 10_000, 10, 1, 0.01, 0.0) == pytest.approx(0.00433, abs=5e-5)
-
-
-def test_the_threshold_rises_with_the_number_of_columns_and_never_falls_below_the_floor() -> None:
-    one, twenty = (drift.psi_threshold(10_000, 1000, 10, columns, 0.01, 0.0) for columns in (1, 20))
-    assert twenty > one
-    assert drift.psi_threshold(10**6, 10**6, 10, 1, 0.01, 0.02) == 0.02
-
-
-def test_a_threshold_without_rows_is_refused() -> None:
-    with pytest.raises(EvidenceError, match="0 reference rows"):
-        drift.psi_threshold(0, 100, 10, 1, 0.01, 0.02)
-
-
 def test_the_same_distribution_is_stable() -> None:
     decision = judge({"x": numeric([1000] * 10)}, {"x": numeric([100] * 10)})
     assert decision.verdict is Verdict.STABLE

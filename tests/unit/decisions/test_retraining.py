@@ -22,6 +22,7 @@ from perennial.records import (
     RetrainingEvidence,
     RetrainingHistory,
     Verdict,
+    to_json,
 )
 from perennial.specs import Retraining
 
@@ -189,6 +190,64 @@ def test_a_change_is_followed_up_when_its_window_has_doubled() -> None:
     assert decide(short, history=RetrainingHistory((past(30, **change),))).verdict is Verdict.WAIT
     follow = [past(30 - k, **{**change, "trigger": "follow_up"}) for k in range(3)]
     assert decide(found, history=RetrainingHistory((past(60, **change), *follow))).verdict is Verdict.WAIT
+
+
+#: what was lost before the change that the next tests follow up
+BEFORE = loss(0.3, 5000)
+CHANGE = {"trigger": "lost_quality", "change_partition": "2013-04-01T00:00:00", "loss_before": BEFORE}
+
+
+def followed(level: float, follow_ups: int = 0, new_rows: int = 4000, **changes: object) -> Decision:
+    """A champion that loses `level`, after an alarm and so many follow-ups; each champion before it lost 0.9."""
+    found = evidence(points([level] * 4), admitted=loss(level, 3000), champion_rows=4000, new_rows=new_rows)
+    alarm = past(60, **{"admitted_loss": 0.3, **CHANGE})
+    refits = [past(50 - k, **{**CHANGE, "trigger": "follow_up", "admitted_loss": 0.9}) for k in range(follow_ups)]
+    refits[-1:] = [replace(one, **changes) for one in refits[-1:]]
+    return decide(found, history=RetrainingHistory((alarm, *refits)))
+
+
+def test_a_mended_change_is_not_followed_up() -> None:
+    assert followed(0.3).verdict is Verdict.WAIT
+    assert followed(0.4).statistics["trigger"] == "follow_up"
+
+
+def test_a_change_that_is_shown_not_to_be_mended_is_followed_up_more_often() -> None:
+    assert followed(0.4, 3).statistics["trigger"] == "follow_up"
+    assert followed(0.4, 5).statistics["trigger"] == "follow_up"
+    assert followed(0.4, 6).verdict is Verdict.WAIT
+    # 0.31 is neither mended nor surely worse: three are enough
+    assert followed(0.31, 2).statistics["trigger"] == "follow_up"
+    assert followed(0.31, 3).verdict is Verdict.WAIT
+
+
+def test_where_twice_the_rows_made_nothing_better_only_newer_rows_are_learnt_from() -> None:
+    assert followed(0.4, 2, new_rows=7999, admitted_loss=0.4).verdict is Verdict.WAIT
+    decision = followed(0.4, 2, new_rows=8000, admitted_loss=0.4)
+    assert decision.statistics["trigger"] == "follow_up"
+    assert decision.statistics["change_partition"] == points([0.4])[0].partition
+    better = followed(0.4, 2, admitted_loss=0.5)
+    assert better.statistics["change_partition"] == CHANGE["change_partition"]
+
+
+def test_another_alarm_before_the_change_is_mended_keeps_what_was_lost_before_and_slows_the_follow_ups_down() -> None:
+    first = past(60, **{"admitted_loss": 0.3, **CHANGE})
+    worse = evidence(points([0.5, 0.5, 0.5, 0.7, 0.7]), admitted=loss(0.5, 3000))
+    alarm = decide(worse, history=RetrainingHistory((first,)))
+    assert alarm.statistics["trigger"] == "lost_quality"
+    assert alarm.statistics["loss_before"] == to_json(BEFORE)
+    again = past(30, **{**CHANGE, "change_partition": alarm.statistics["change_partition"], "admitted_loss": 0.5})
+    history = RetrainingHistory((first, again))
+    found = evidence(points([0.7] * 3), admitted=loss(0.7, 3000), champion_rows=4000, new_rows=7999)
+    assert decide(found, history=history).verdict is Verdict.WAIT
+    assert decide(replace(found, new_rows=8000), history=history).statistics["trigger"] == "follow_up"
+
+
+def test_what_was_lost_before_a_change_is_the_champions_record_until_then() -> None:
+    decision = decide(evidence(BAD))
+    before = decision.statistics["loss_before"]
+    assert before["rows"] == 3000 + 3 * 1000
+    assert before["total"] == pytest.approx(0.5 * 6000)
+    assert decide(evidence(points([0.5] * 4))).statistics["loss_before"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""A concept that comes back brings its champion back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from made_model import MadeModel
+from states import rows_of
+
+from perennial.records import RunLink
+from perennial.stores.ports import Stores
+
+World = Callable[[str], Stores]
+#: the days after the promotion, four of which have labels when the retrain is asked for
+DAYS = range(10, 14)
+
+
+def lived(made: MadeModel, stores: Stores) -> dict[str, Any]:
+    """Live through the days, then retrain as if the sensor had found a change at the first of them."""
+    for number in DAYS:
+        made.live(stores, made.day(number))
+    return made.retrain(stores, made.day(DAYS[-1]).end, RunLink("retrain-2"), "lost quality", made.day(DAYS[0]).key)
+
+
+def hungry(made: MadeModel) -> None:
+    """The recipe is one now that needs many rows: a tree that remembers every row."""
+    file = made.spec.folder / "pipeline.py"
+    file.write_text(
+        file.read_text(encoding="utf-8")
+        .replace("sklearn.linear_model import LogisticRegression", "sklearn.tree import DecisionTreeClassifier")
+        .replace("LogisticRegression", "DecisionTreeClassifier"),
+        encoding="utf-8",
+    )
+
+
+def turned(labels: pa.Table) -> pa.Table:
+    return labels.set_column(2, "outcome", pc.subtract(1, labels["outcome"]))
+
+
+def test_the_champion_of_a_concept_that_comes_back_is_the_challenger(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made, world("promoted")
+    hungry(made)
+    for number in DAYS:
+        made.edit(made.day(number), turned, labels=True)
+    result = lived(made, stores)
+    evidence = stores.registry.evidence(result["mlflow_run_id"])
+    assert (result["verdict"], result["version"], evidence.returned_version) == ("ADMIT", "3", "1")
+    first, third = (stores.registry.version("made", number) for number in ("1", "3"))
+    assert third.tags["perennial.returned_version"] == "1"
+    assert evidence.training_label_mean == third.label_mean == first.label_mean
+    # its rows are those it was chosen on: what came before them is of another concept
+    assert third.snapshot.change_partition == made.day(DAYS[0]).key
+    assert third.snapshot.start == made.day(DAYS[0]).start
+    # from its first batch on it says what the first champion said
+    made.open(stores, "3", made.day(DAYS[-1]).end, "rollout-2")
+    made.score(stores, made.day(DAYS[-1] + 1))
+    said = {r["event_id"]: r["prediction"] for r in rows_of(stores, "predictions") if r["model_version"] == "3"}
+    rows = stores.lake.scan("accepted", "made").read_all().to_pandas().set_index("event_id").loc[list(said)]
+    model = stores.registry.load("made", "1")
+    assert np.allclose(list(said.values()), model.predict_proba(rows[["signal", "noise", "channel"]])[:, 1])
+
+
+def test_where_the_old_concept_has_not_come_back_the_challenger_is_a_fresh_fit(made: MadeModel, world: World) -> None:
+    stores = world("promoted")
+    evidence = stores.registry.evidence(lived(made, stores)["mlflow_run_id"])
+    assert evidence.returned_version is None
+    assert evidence.champion == "2"
+
+
+def test_a_retrain_without_a_change_brings_nobody_back(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made, world("promoted")
+    hungry(made)
+    for number in DAYS:
+        made.edit(made.day(number), turned, labels=True)
+        made.live(stores, made.day(number))
+    result = made.retrain(stores, made.day(DAYS[-1]).end, RunLink("retrain-2"), "schedule")
+    assert stores.registry.evidence(result["mlflow_run_id"]).returned_version is None
