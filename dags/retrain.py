@@ -84,12 +84,13 @@ def retrain_dag(spec: ModelSpec) -> DAG:
                 raise AirflowSkipException(f"the gate said {judged['verdict']}")
             if judged["first"]:
                 raise AirflowSkipException("the first champion serves at once; there is nobody to compare it with")
+            back = f", brings version {judged['returned_version']} back" if judged["returned_version"] else ""
             start_run(
                 dag_id(spec.name, "rollout"),
                 run_id=f"gate__v{judged['version']}__{judged['entry']}",
                 conf={
                     "version": str(judged["version"]),
-                    "reason": f"admitted by the gate, ledger {judged['entry']}",
+                    "reason": f"admitted by the gate, ledger {judged['entry']}{back}",
                     "lease": judged["lease"],
                 },
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from perennial import intake, training
 from perennial.decisions import promotion
-from perennial.errors import LeaseTaken, NotEnoughRows
+from perennial.errors import ArtifactMissing, LeaseTaken, NotEnoughRows
 from perennial.measures import estimates, profiles, quality
 from perennial.records import (
     Deployment,
@@ -185,7 +186,8 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
     """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once.
 
     Returns:
-        model, verdict, reason, version (None where refused), first, the ledger entry's id, mlflow run id.
+        model, verdict, reason, version (None where refused), first, returned_version (the former version that it brings
+        back, or None), the ledger entry's id, mlflow run id.
     """
     evidence = stores.registry.evidence(mlflow_run_id)
     decision = promotion.decide(evidence, spec.gate, None)
@@ -214,6 +216,7 @@ def gate(spec: ModelSpec, stores: Stores, mlflow_run_id: str, *, as_of: datetime
         "reason": decision.reasons[0],
         "version": None,
         "first": False,
+        "returned_version": evidence.returned_version,
         "entry": entry.id,
         "mlflow_run_id": mlflow_run_id,
     }
@@ -284,24 +287,36 @@ def _returned(
         predicted = training.predict(estimator, later, spec)
         return quality.row_losses(spec.task, spec.metric, later["label"].to_numpy(), predicted, spec.label.classes)
 
-    estimators = {version.version: stores.registry.load(spec.name, version.version) for version in former}
-    found = {version: losses(estimator) for version, estimator in estimators.items()}
-    best = min(former, key=lambda version: float(found[version.version].mean()))
-    if not quality.surely_lower(found[best.version], losses(fresh)):
+    tried = []
+    for version in former:
+        try:
+            estimator = stores.registry.load(spec.name, version.version)
+        except ArtifactMissing as error:
+            # whoever cleans old artifacts away gives these up, not the retrain
+            logging.getLogger(__name__).warning("%s It is not tried as the model of a concept that came back.", error)
+            continue
+        tried.append((losses(estimator), version, estimator))
+    if not tried:
         return None
-    return best, estimators[best.version]
+    lost, version, estimator = min(tried, key=lambda one: float(one[0].mean()))
+    return (version, estimator) if quality.surely_lower(lost, losses(fresh)) else None
 
 
 def _former_champions(spec: ModelSpec, stores: Stores, frozen: Snapshot) -> list[ModelVersion]:
-    """The last champion of each earlier concept that has learnt nothing of the frozen rows, newest first."""
-    deployments = stores.ledger.deployments(spec.name)
+    """The last champion of each earlier concept, newest first, that learnt the same features and none of these rows."""
+    deployments, names = stores.ledger.deployments(spec.name), set(spec.features.names)
     last: dict[str | None, ModelVersion] = {}
     for number in dict.fromkeys(deployment.champion for deployment in deployments):
         version = stores.registry.version(spec.name, number)
         if number != deployments[-1].champion and version.snapshot.end <= frozen.start:
             last.pop(version.snapshot.change_partition, None)
             last[version.snapshot.change_partition] = version
-    return list(reversed(last.values()))[:_MOST_FORMER]
+    newest = list(reversed(last.values()))[:_MOST_FORMER]
+    return [version for version in newest if _features(stores.registry.profile(spec.name, version.version)) == names]
+
+
+def _features(profile: Profile) -> set[str]:
+    return set(profile.columns) - {"prediction", "label"}
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------

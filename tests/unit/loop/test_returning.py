@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 from made_model import MadeModel
 from states import rows_of
 
 from perennial.records import RunLink
+from perennial.stores.memory import MemoryRegistry
 from perennial.stores.ports import Stores
 
 World = Callable[[str], Stores]
@@ -48,7 +51,8 @@ def test_the_champion_of_a_concept_that_comes_back_is_the_challenger(own_made: M
         made.edit(made.day(number), turned, labels=True)
     result = lived(made, stores)
     evidence = stores.registry.evidence(result["mlflow_run_id"])
-    assert (result["verdict"], result["version"], evidence.returned_version) == ("ADMIT", "3", "1")
+    assert (result["verdict"], result["version"], result["returned_version"]) == ("ADMIT", "3", "1")
+    assert evidence.returned_version == "1"
     first, third = (stores.registry.version("made", number) for number in ("1", "3"))
     assert third.tags["perennial.returned_version"] == "1"
     assert evidence.training_label_mean == third.label_mean == first.label_mean
@@ -79,3 +83,30 @@ def test_a_retrain_without_a_change_brings_nobody_back(own_made: MadeModel, worl
         made.live(stores, made.day(number))
     result = made.retrain(stores, made.day(DAYS[-1]).end, RunLink("retrain-2"), "schedule")
     assert stores.registry.evidence(result["mlflow_run_id"]).returned_version is None
+
+
+def test_a_former_champion_that_is_gone_does_not_stop_a_retrain(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made, world("promoted")
+    hungry(made)
+    for number in DAYS:
+        made.edit(made.day(number), turned, labels=True)
+    assert isinstance(stores.registry, MemoryRegistry)
+    stores.registry.lose_artifact("made", "1")
+    result = lived(made, stores)
+    assert result["returned_version"] is None
+    assert stores.registry.evidence(result["mlflow_run_id"]).champion == "2"
+
+
+def test_a_former_champion_of_other_features_is_not_tried(
+    own_made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, stores = own_made, world("promoted")
+    hungry(made)
+    for number in DAYS:
+        made.edit(made.day(number), turned, labels=True)
+        made.live(stores, made.day(number))
+    known = stores.registry.profile("made", "1")
+    other = replace(known, columns={**known.columns, "age": known.columns["noise"]})
+    monkeypatch.setattr(stores.registry, "profile", lambda *_: other)
+    result = made.retrain(stores, made.day(DAYS[-1]).end, RunLink("retrain-2"), "", made.day(DAYS[0]).key)
+    assert result["returned_version"] is None
