@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# a busy machine is no falsified property
+settings.register_profile("perennial", deadline=None)
+settings.load_profile("perennial")
 
 # Libraries that would phone home or open a window. Set before any test imports them.
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from itertools import pairwise
 
 from perennial import specs
@@ -37,7 +38,7 @@ from perennial.records import (
     to_json,
 )
 
-RULE, VERSION = "retraining", "2"
+RULE, VERSION = "retraining", "3"
 #: windows longer than this find what shorter ones have missed only long after
 _LONGEST_WINDOW = 8
 #: with few partitions behind it the spread is taken to be `min_loss`, as if that had been seen in so many partitions
@@ -152,7 +153,7 @@ class _Series:
         points = (p and replace(p, error=p.error * math.sqrt(clumping)) for p in self.points)
         return replace(self, variance=self.variance * clumping, points=tuple(points), clumping=clumping)
 
-    @property
+    @cached_property
     def least(self) -> float:
         """The smallest variance that is told from none, in the loss's own units."""
         scale = max([abs(self.admitted), *(abs(point.mean) for point in self.points if point is not None)])

@@ -133,7 +133,7 @@ counts = st.lists(st.integers(0, 400), min_size=2, max_size=12)
 
 
 @given(counts, st.integers(0, 50), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_table_a_person_reads_agrees_with_the_verdict(values: list[int], nulls: int, random: object) -> None:
     other = values[::-1]
     reference = {"n": numeric([v + 20 for v in values], nulls), "c": categorical([v + 20 for v in values], 0, nulls)}
@@ -149,7 +149,7 @@ def test_the_table_a_person_reads_agrees_with_the_verdict(values: list[int], nul
 
 
 @given(counts, counts)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_the_columns_does_not_matter(one: list[int], two: list[int]) -> None:
     reference = {"a": numeric([200] * len(one)), "b": numeric([200] * len(one))}
     scale = sum(one) + 1

@@ -242,7 +242,7 @@ def test_on_the_rows_asked_for_a_challenger_better_by_the_margin_is_admitted(mod
 
 
 @given(st.floats(0.05, 2), st.floats(0, 0.3), st.floats(2, 2000), st.floats(0.01, 0.2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_spread_or_a_smaller_margin_never_needs_fewer_days(
     row: float, alike: float, rows_a_day: float, margin: float
 ) -> None:
@@ -294,7 +294,7 @@ def test_a_number_that_cannot_be_judged_is_refused(changes: dict[str, object]) -
 
 
 @given(st.integers(0, 1000), st.floats(-0.1, 0.1), st.floats(0, 0.2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_loss_on_every_row_never_opens_the_gate(seed: int, difference: float, harm: float) -> None:
     pairs = clusters(seed, difference, days=6, rows=100)
     worse = tuple(
@@ -313,7 +313,7 @@ def test_more_loss_on_every_row_never_opens_the_gate(seed: int, difference: floa
 
 
 @given(st.integers(0, 1000), st.floats(-0.1, 0.1), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_of_the_days_does_not_matter(seed: int, difference: float, random: object) -> None:
     pairs = clusters(seed, difference, days=6, rows=100)
     shuffled = list(pairs)

@@ -267,7 +267,7 @@ def test_a_number_that_cannot_be_judged_is_refused(changes: dict[str, object]) -
 
 
 @given(st.lists(st.floats(0.3, 0.9), min_size=1, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_in_which_labels_arrive_does_not_matter(means: list[float], random: object) -> None:
     quality = list(points(means))
     shuffled = list(quality)
@@ -282,7 +282,7 @@ def test_the_order_in_which_labels_arrive_does_not_matter(means: list[float], ra
     st.sampled_from(["in_flight", "quarantined"]),
     st.integers(0, 50_000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_block_is_never_overruled(
     means: list[float],
     drifted: str,
@@ -294,7 +294,7 @@ def test_a_block_is_never_overruled(
 
 
 @given(st.lists(st.floats(0.45, 0.55), min_size=2, max_size=8), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_same_loss_higher_everywhere_never_calls_a_retrain_off(means: list[float], harm: float) -> None:
     if decide(evidence(points(means))).verdict is Verdict.RETRAIN:
         assert decide(evidence(points([m + harm for m in means]))).verdict is Verdict.RETRAIN

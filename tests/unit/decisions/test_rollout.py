@@ -446,7 +446,7 @@ def with_harm(found: RolloutEvidence, harm: float) -> RolloutEvidence:
 
 
 @given(st.integers(0, 500), st.floats(-0.05, 0.08), st.floats(0, 0.2), st.integers(60, 3000), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_harm_never_makes_a_verdict_kinder(
     seed: int, difference: float, harm: float, rows: int, number: int
 ) -> None:
@@ -455,7 +455,7 @@ def test_more_harm_never_makes_a_verdict_kinder(
 
 
 @given(st.integers(0, 500), st.floats(-0.05, 0.08), st.floats(0.01, 100.0), st.integers(60, 3000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_harm_to_a_single_row_never_turns_a_roll_back_into_an_advance(
     seed: int, difference: float, harm: float, rows: int
 ) -> None:
@@ -474,7 +474,7 @@ def test_harm_to_a_single_row_never_turns_a_roll_back_into_an_advance(
 
 
 @given(st.integers(0, 500), st.floats(-0.02, 0.03), st.integers(0, 499))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_less_evidence_never_turns_a_hold_into_a_promotion(seed: int, difference: float, rows: int) -> None:
     """The same means on fewer rows: information shrinks, nothing else changes."""
     rng = np.random.default_rng(seed)
@@ -497,7 +497,7 @@ def test_less_evidence_never_turns_a_hold_into_a_promotion(seed: int, difference
 
 
 @given(st.integers(0, 500), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_in_which_partitions_arrive_does_not_matter(seed: int, random: object) -> None:
     rng = np.random.default_rng(seed)
     pairs = [pair(rng, f"w{k}", 400, 0.01) for k in range(5)]
@@ -527,7 +527,7 @@ HITS = st.tuples(*[st.integers(0, 120)] * 5)
 
 
 @given(st.sampled_from(["errors", "slow"]), st.integers(0, 180), HITS, st.integers(0, 600), st.integers(0, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_errors_or_slow_rows_never_turn_a_roll_back_or_a_hold_into_an_advance(
     of: str, old: int, hits: tuple[int, ...], extra: int, partition: int
 ) -> None:
@@ -537,7 +537,7 @@ def test_more_errors_or_slow_rows_never_turn_a_roll_back_or_a_hold_into_an_advan
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 600))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_missing_predictions_never_make_a_verdict_kinder(old: int, new: int, extra: int) -> None:
     base = one_stage(-0.05).stages[0]
     less, more = (replace(base, champion_missing=old, challenger_missing=new + e) for e in (0, extra))
@@ -545,7 +545,7 @@ def test_more_missing_predictions_never_make_a_verdict_kinder(old: int, new: int
 
 
 @given(st.integers(0, 500), st.integers(0, 8), st.integers(0, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fewer_partitions_never_promote_what_is_not_baked(seed: int, partitions: int, labelled: int) -> None:
     rng = np.random.default_rng(seed)
     pairs = tuple(pair(rng, f"w{k}", 3000, -0.05) for k in range(min(partitions, labelled)))
@@ -554,7 +554,7 @@ def test_fewer_partitions_never_promote_what_is_not_baked(seed: int, partitions:
 
 
 @given(st.permutations(range(3)), st.permutations(range(5)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_of_stages_and_of_served_partitions_does_not_matter(stages: list[int], parts: list[int]) -> None:
     rng = np.random.default_rng(1)
     served = serving(450, 260, partitions=(53, 51, 52, 53, 51)).stages[0]

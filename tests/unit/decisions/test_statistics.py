@@ -16,7 +16,7 @@ from perennial.records import LossSum, PairedSum
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_change_of_share_is_fishers_exact_tail_doubled(old_rows: int, new_rows: int, data: st.DataObject) -> None:
     old, new = data.draw(st.integers(0, old_rows)), data.draw(st.integers(0, new_rows))
     law = stats.hypergeom(old_rows + new_rows, old + new, new_rows)
@@ -55,7 +55,7 @@ def test_a_shift_along_skewed_ranks_has_nearly_its_exact_tails() -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_attainable_p_values_and_their_chances_are_those_of_the_law(
     old_rows: int, new_rows: int, data: st.DataObject
 ) -> None:
@@ -88,7 +88,7 @@ few = st.lists(st.tuples(st.floats(1e-6, 0.05), st.floats(1e-8, 1e-3)), max_size
 
 
 @given(st.lists(few, max_size=4), st.integers(0, 30), st.sampled_from([0.01, 0.05]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_critical_p_value_spends_no_more_than_alpha_and_no_less_than_bonferroni(
     tests: list[list[tuple[float, float]]], dense: int, alpha: float
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_margin_counts_against_the_champions_own_loss() -> None:
 
 
 @given(st.integers(0, 500), st.floats(0.001, 0.4), st.floats(-0.5, 0.5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_bound_and_the_p_value_say_the_same(seed: int, alpha: float, bar: float) -> None:
     estimate = statistics.clustered(days(seed, 6))
     assert estimate is not None
