@@ -82,6 +82,7 @@ def make_app() -> FastAPI:
         return _templates.get_template("status.html").render(models=[summary(spec, ledger)], errors=[], detail=detail)
 
     @app.get("/reports/{model}")
+    @app.get("/reports/{model}/")
     def reports_of(model: str) -> RedirectResponse:
         return RedirectResponse(f"/perennial/status/{quote(model)}#reports")
 

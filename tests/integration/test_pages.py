@@ -111,6 +111,13 @@ def test_no_path_leads_out_of_the_reports(get: Get, path: str) -> None:
     assert "secret" not in answer.text
 
 
+@pytest.mark.parametrize("path", ["/reports/flight_delay", "/reports/flight_delay/"])
+def test_the_reports_of_a_model_are_found_on_its_page(get: Get, path: str) -> None:
+    answer = get(path)
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "/perennial/status/flight_delay#reports"
+
+
 def test_a_report_cannot_act_for_the_person_who_reads_it(get: Get) -> None:
     answer = get("/reports/flight_delay/2013-06-03T000000.html")
     assert "sandbox" in answer.headers["content-security-policy"]
