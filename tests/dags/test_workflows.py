@@ -244,7 +244,8 @@ def test_only_retrain_starts_the_retrain_dag_and_hands_on_why_and_when(
 
 
 def gated(verdict: str, **more: Any) -> dict[str, Any]:
-    return {"verdict": verdict, "reason": "because", "version": None, "first": False, "entry": f"g{verdict}", **more}
+    judged = {"verdict": verdict, "reason": "because", "version": None, "first": False, "returned_version": None}
+    return {**judged, "entry": f"g{verdict}", **more}
 
 
 CONF = {"reason": "loss rose", "as_of": BATCH.end.isoformat(), "change_partition": KEY}
@@ -269,6 +270,14 @@ def test_an_admitted_challenger_starts_its_rollout(
     assert started["lease"] == states["run_id"]
     assert alerts == ["Retrain started"]
     assert states["abandon"] == "skipped"
+
+
+def test_a_rollout_says_which_version_it_brings_back(
+    run_dag: RunDag, deeds: Deeds, runs_of: Callable[[str], dict[str, Any]]
+) -> None:
+    deeds.answers = {"freeze": {}, "train": "run1", "gate": gated("ADMIT", version="5", returned_version="1")}
+    assert run_dag("retrain", conf=CONF)["run"] == "success"
+    assert runs_of("flight_delay_rollout")["gate__v5__gADMIT"]["reason"].endswith("brings version 1 back")
 
 
 @pytest.mark.parametrize(

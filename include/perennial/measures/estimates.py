@@ -35,6 +35,8 @@ MIN_CLUSTERS = 4
 #: of the prior around the identity, on the logit scale: it matters only where the rows say nothing
 _PRIOR_PRECISION = 0.01
 _STEPS = 50
+#: no rate is nearer to 0 or 1
+_LEAST_RATE = 1e-12
 
 
 def recalibration(truth: Values, prediction: Values, clusters: Values) -> Recalibration:
@@ -177,7 +179,7 @@ def estimate_auc(
     the AUC changes when one row turns out a positive (Hajek's projection; van der Vaart 1998, chapter 11).
 
     Raises:
-        EvidenceError: no rows, no holdout figures, or one class has no expected rows.
+        EvidenceError: no rows, or no holdout figures.
     """
     p = finite(prediction)
     rate = calibrate(p, calibration, recalibration)
@@ -186,7 +188,7 @@ def estimate_auc(
     all_positives, all_negatives = float(positives.sum()), float(negatives.sum())
     pairs = all_positives * all_negatives
     if not pairs:
-        raise EvidenceError(f"AUC of {len(p)} rows cannot be estimated: one class has no expected rows.")
+        raise EvidenceError("AUC of no rows cannot be estimated. Estimate where there are predictions.")
     below = np.cumsum(negatives) - negatives / 2
     above = all_positives - np.cumsum(positives) + positives / 2
     auc = float((positives * below).sum()) / pairs
@@ -212,7 +214,9 @@ class _Map:
 
     def rates(self, x: Floats) -> Floats:
         outside = np.minimum(x - self.at[0], 0) + np.maximum(x - self.at[-1], 0)
-        return np.asarray(expit(np.interp(x, self.at, self.value) + self.slope * outside), dtype=np.float64)
+        rates = expit(np.interp(x, self.at, self.value) + self.slope * outside)
+        # far outside a rate would round to none at all, and there would be no pair of classes to compare
+        return np.asarray(np.clip(rates, _LEAST_RATE, 1 - _LEAST_RATE), dtype=np.float64)
 
     def half_width(self, change: Floats, rate: Floats, x: Floats) -> float:
         """Of a figure that changes by `change` when a row turns out a positive."""

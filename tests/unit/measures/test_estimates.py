@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -129,6 +129,7 @@ def test_one_class_and_one_score_still_give_finite_figures(score: float, truth: 
     st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(0, 8)), min_size=1, max_size=60),
     st.lists(st.floats(0, 1), min_size=1, max_size=20),
 )
+@example([(0.0, False, 0), (0.5, False, 0), (0.625, True, 0), (1.1754943508222875e-38, False, 0)], [0.0])
 def test_any_holdout_gives_finite_figures_and_rates_that_never_fall(rows: Any, batch: list[float]) -> None:
     score, truth, days = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     found = learnt(score, truth, days)
