@@ -581,7 +581,8 @@ class _FollowUp:
 def _follow_up(bench: _Bench, history: RetrainingHistory) -> _FollowUp | None:
     """Whether one more refit after the last change pays.
 
-    The champion must have doubled its rows, and must not be as good as before the change. Where it is shown to be worse
+    The champion must have doubled its rows, and must not be as good as before the change. Only the first refit is made
+    before the champion's own labels come. Where it is shown to be worse
     still, more refits are worth their cost, in wider steps where the change goes on: another alarm was raised before
     the first change was mended, or twice the rows made nothing better. In the last case the rows of the champion are of
     a concept that has passed, and those that came after it are learnt from alone.
@@ -592,6 +593,8 @@ def _follow_up(bench: _Bench, history: RetrainingHistory) -> _FollowUp | None:
     last, follow_ups = past[-1], 0
     while follow_ups < len(past) - 1 and past[-1 - follow_ups].trigger == "follow_up":
         follow_ups += 1
+    if follow_ups and not bench.judged:
+        return None  # nobody knows yet how the last refit does, and one more would begin a new record
     alarm = len(past) - 1 - follow_ups
     excess = bench.excess_over(last.loss_before)
     if excess.surely_at_most(bench.worth):

@@ -220,6 +220,14 @@ def test_a_change_that_is_shown_not_to_be_mended_is_followed_up_more_often() -> 
     assert followed(0.31, 3).verdict is Verdict.WAIT
 
 
+def test_only_the_first_follow_up_comes_before_the_champions_own_labels() -> None:
+    unknown = evidence((), admitted=loss(0.4, 3000), champion_rows=4000, new_rows=4000)
+    alarm = past(60, **{"admitted_loss": 0.3, **CHANGE})
+    assert decide(unknown, history=RetrainingHistory((alarm,))).statistics["trigger"] == "follow_up"
+    refit = past(50, **{**CHANGE, "trigger": "follow_up"})
+    assert decide(unknown, history=RetrainingHistory((alarm, refit))).statistics["trigger"] is None
+
+
 def test_where_twice_the_rows_made_nothing_better_only_newer_rows_are_learnt_from() -> None:
     assert followed(0.4, 2, new_rows=7999, admitted_loss=0.4).verdict is Verdict.WAIT
     decision = followed(0.4, 2, new_rows=8000, admitted_loss=0.4)
