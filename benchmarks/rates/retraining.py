@@ -48,6 +48,8 @@ FOUND_WITHIN = 6
 WEEK = timedelta(days=7)
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 METRIC = "brier"
+#: earlier concepts whose champions are tried after a change, as in loop/retrain
+MOST_FORMER = 5
 
 
 def fit(features: Floats, labels: Any) -> Any:
@@ -403,13 +405,15 @@ class Perennial:
         )
         rows = self._labelled(batch)
         after = rows[rows >= batch_of(change) * ROWS] if change else rows
+        self.former.pop(self.concept, None)  # the newest last
         self.former[self.concept] = champion
         self.concept = change
         # too few rows since the change: the window reaches back behind it, as loop/retrain does
         if change is None or len(after) < 200:
             return admit(self.stream, rows[-WINDOW:], batch + 1)
-        former = [one for concept, one in self.former.items() if concept != change]
-        return admit(self.stream, after, batch + 1, former)
+        # as loop/retrain: neither the champion that is to be replaced, nor one that has learnt from these rows
+        former = [one for one in self.former.values() if one is not champion and one.rows[-1] < after[0]]
+        return admit(self.stream, after, batch + 1, former[-MOST_FORMER:])
 
     def _labelled(self, batch: int) -> Any:
         rows = self.world.labelled(batch)
