@@ -1,22 +1,26 @@
 # `make` lists what can be done. Everything runs inside .venv, which the first command builds from requirements.lock.
+# Another Python beside it: make VENV=.venv-3.13 PYTHON=/path/to/python3.13 test
 
 # Without .pyc files every Airflow process would compile everything again; seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-PYTHON_IN_VENV := .venv/bin/python
-RUN := .venv/bin
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+RUN := $(VENV)/bin
+# without --quiet, which would silence --strict as well; the variable silences an advertisement on every build
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check bench bench-decisions lock clean
+.PHONY: help setup demo up test check docs bench bench-decisions bench-histories lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 # A second run costs nothing: the stamp is newer than what it was made from.
-setup: .venv/installed ## build .venv (the other commands do it by themselves)
+setup: $(VENV)/installed ## build .venv (the other commands do it by themselves)
 
-.venv/installed: requirements.lock pyproject.toml local/install.sh
-	@local/install.sh
+$(VENV)/installed: requirements.lock pyproject.toml local/install.sh
+	@VENV=$(VENV) local/install.sh
 
 demo: setup ## live through half a year of flights in Airflow (FULL=1: March-December; INCIDENTS=1: with three accidents)
 	$(PYTHON_IN_VENV) demo/run.py
@@ -28,11 +32,17 @@ up: setup ## start Airflow and MLflow on loopback, in the foreground; Ctrl-C sto
 test: setup ## run all tests (ARGS="-k name" is passed on to pytest)
 	$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
-check: setup ## lint, format, types, import rules
+check: setup ## lint, format, types, import rules, documentation
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	PYTHONPATH=plugins $(RUN)/lint-imports
+	$(PYTHON_IN_VENV) docs/generate.py --check
+	$(MKDOCS)
+
+docs: setup ## write the generated pages, then build the site into site/ (warnings are errors)
+	$(PYTHON_IN_VENV) docs/generate.py
+	$(MKDOCS)
 
 bench: setup ## measure speed against the usual ways; writes benchmarks/results/speed.json
 	$(PYTHON_IN_VENV) benchmarks/speed.py
@@ -40,11 +50,14 @@ bench: setup ## measure speed against the usual ways; writes benchmarks/results/
 bench-decisions: setup ## measure how often decisions err, beside the usual rules (QUICK=1: few runs); writes benchmarks/results/decisions.json
 	$(PYTHON_IN_VENV) benchmarks/decisions.py
 
+bench-histories: setup ## whole lives under the default policy, beside rivals and an oracle (QUICK=1: few); writes benchmarks/results/histories.json
+	$(PYTHON_IN_VENV) benchmarks/histories.py
+
 lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1: with newer versions)
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard .venv/tools/bin/uv) uv) pip compile --quiet --universal \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard $(VENV)/tools/bin/uv) uv) pip compile --quiet --universal \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --all-extras --python-version 3.11 \
 		$(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
 
 clean: ## delete caches (the state is in .perennial, the environment in .venv: `rm -r` them to start afresh)
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

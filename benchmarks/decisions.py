@@ -3,7 +3,7 @@
 Prints the tables and writes `benchmarks/results/decisions.json`. Every figure is seeded and has its 95 % interval.
 `QUICK=1` takes few runs and three minutes; its figures are no measurements, and go to
 `.perennial/bench/decisions_quick.json`. `--only drift canary` runs some sections; the others keep their figures.
-`--readme` writes the tables of the newest full run into README.md.
+`--docs` writes the tables of the newest full run into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import page
 from processes import PROJECT
 from rates.tables import Figure, Section
 from rich.console import Console
@@ -37,7 +38,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RESULTS = PROJECT / "benchmarks" / "results"
-BEGIN, END = "<!-- figures: decisions -->", "<!-- end of figures: decisions -->"
 #: the files of `rates/`, in the order of the loop
 SECTIONS = ("drift", "retraining", "estimates", "gate", "canary", "audit")
 LIBRARIES = ("evidently", "numpy", "river", "scikit-learn", "scipy")
@@ -52,7 +52,7 @@ class Runner:
         self._pool = pool
 
     def map(self, function: Callable[[T], R], items: Iterable[T], label: str) -> list[R]:
-        """See `rates.tables.Bench`."""
+        """See `rates.tables.Runner`."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         begun = time.monotonic()
         with Progress(*columns, console=self._console, transient=True) as progress:
@@ -101,26 +101,27 @@ def written(section: Section) -> dict[str, object]:
     }
 
 
-def readme() -> None:
-    """Write the tables of the newest full run into README.md."""
-    found = json.loads((RESULTS / "decisions.json").read_text(encoding="utf-8"))
-    claims = [claim for section in found["sections"].values() for claim in section["claims"]]
-    minutes = sum(section["minutes"] for section in found["sections"].values())
-    newest = max(section["when"] for section in found["sections"].values())
+def rendered(results: dict[str, Any]) -> str:
+    """The claims and tables of a full run, in Markdown."""
+    sections = results["sections"]
+    claims = [claim for section in sections.values() for claim in section["claims"]]
+    minutes = sum(section["minutes"] for section in sections.values())
+    last = max(sections.values(), key=lambda section: section["when"])
     said = (
-        f"`make bench-decisions`, {newest[:10]}: {minutes:.0f} minutes on {machine()}. "
+        f"`make bench-decisions`, {last['when'][:10]}: {minutes:.0f} minutes on {last['machine']}. "
         f"{sum(c['met'] for c in claims)} of {len(claims)} targets are met."
     )
-    if lacking := [name for name in SECTIONS if name not in found["sections"]]:
+    if lacking := [name for name in SECTIONS if name not in sections]:
         said += f" Not yet measured with these rules: {', '.join(lacking)}."
-    lines = [BEGIN, said, ""]
-    for name, section in found["sections"].items():
-        lines += [f"**{name}**", "", "| target | asked | measured | |", "|---|---|---|---|"]
+    lines = [said, ""]
+    for name, section in sections.items():
+        lines += [f"### {name}", "", "| target | asked | measured | |", "|---|---|---|---|"]
         for c in section["claims"]:
             lines.append(
                 f"| {c['text']} | {c['target']} | {c['figure']['text']} | {'met' if c['met'] else '**missed**'} |"
             )
-        lines += ["", f"<details><summary>{name}: tables, with the usual rules</summary>", ""]
+        # the site needs to be told that there is Markdown inside; elsewhere the word is ignored
+        lines += ["", f'<details markdown="1"><summary>{name}: tables, with the usual rules</summary>', ""]
         for table in section["tables"]:
             lines += [f"**{table['title']}**", "", f"| {' | '.join(table['columns'])} |"]
             lines.append("|" + "---|" * len(table["columns"]))
@@ -128,12 +129,13 @@ def readme() -> None:
                 lines.append(f"| {' | '.join(c['text'] if isinstance(c, dict) else c for c in row)} |")
             lines += ["", *([table["note"], ""] if table["note"] else [])]
         lines += ["</details>", ""]
-    file = PROJECT / "README.md"
-    text = file.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{file} has no {BEGIN} ... {END}. Put both where the tables shall stand.")
-    before, rest = text.split(BEGIN)
-    file.write_text(before + "\n".join(lines) + END + rest.split(END)[1], encoding="utf-8")
+    return "\n".join(lines)
+
+
+def newest() -> dict[str, Any]:
+    """The results of the newest full run."""
+    results: dict[str, Any] = json.loads((RESULTS / "decisions.json").read_text(encoding="utf-8"))
+    return results
 
 
 def machine() -> str:
@@ -145,10 +147,10 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, help="these sections only; the others keep their figures"
     )
-    parser.add_argument("--readme", action="store_true", help="write the newest full run's tables into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the newest run's tables into docs/benchmarks.md")
     given = parser.parse_args()
-    if given.readme:
-        readme()
+    if given.docs:
+        page.write_block("decisions", rendered(newest()))
         return 0
     quick = os.environ.get("QUICK", "") not in {"", "0"}
     # a fixed width, so that the tables are whole in a log file too

@@ -1,8 +1,8 @@
 """How fast, against the usual ways of doing the same, run beside ours in the same run: `make bench`.
 
 Prints one table and writes `benchmarks/results/speed.json`. `QUICK=1` takes small sizes and two minutes; its figures
-are no measurements, and go to `.perennial/bench/speed_quick.json`. `--readme` writes the table of the newest full run
-into README.md.
+are no measurements, and go to `.perennial/bench/speed_quick.json`. `--docs` writes the table of the newest full run
+into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import page
 from processes import PROJECT, run
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,6 @@ from rich.table import Table
 from perennial.settings import Settings
 
 RESULTS = PROJECT / "benchmarks" / "results"
-BEGIN, END = "<!-- figures: speed -->", "<!-- end of figures: speed -->"
 LIBRARIES = (
     "apache-airflow",
     "evidently",
@@ -39,18 +38,11 @@ LIBRARIES = (
     "pyarrow",
     "scikit-learn",
 )
-WAYS = ("usual", "ours_1", "ours_2")
-MODELS = {"hgb": "boosted trees", "linear": "linear model"}
-#: times the usual way's rows/s that scoring must reach, by model and processes
-FASTER = {("hgb", 1): 1.15, ("hgb", 2): 1.4, ("linear", 1): 1.8, ("linear", 2): 2.5}
-PEAK_GB = 1.2
 DRIFT_FASTER = 20
 #: growth of the peak from the small to the big batch that still counts as flat
 FLAT = 1.15
 MS_A_DAG = 3.5
 TASK_SECONDS = 0.3
-#: log odds are added up in another order; this is far below what a probability is ever read to
-SAME = 1e-12
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Line:
     met: bool | None
 
 
-class Bench:
+class Runner:
     """Runs the cases one after the other, says which, and keeps what they answer."""
 
     def __init__(self, folder: Path, sizes: Sizes, console: Console) -> None:
@@ -121,40 +113,7 @@ class Bench:
                     pass
 
 
-def scoring(bench: Bench) -> Iterator[Line]:
-    """Parquet to predictions."""
-    for model, called in MODELS.items():
-        for rows in (bench.sizes.small, bench.sizes.big):
-            bench.warm(bench.folder / f"current_{rows}.parquet")
-            found = {
-                way: bench.case(
-                    f"scoring, {called}, {rows:,} rows, {way}",
-                    *("scoring.py", way, model, bench.folder, rows, bench.repeats(rows)),
-                )
-                for way in WAYS
-            }
-            compared = bench.case(
-                f"scoring, {called}, {rows:,} rows, same predictions",
-                *("scoring.py", "compare", model, bench.folder, rows, *WAYS[1:]),
-            )
-            shutil.rmtree(bench.folder / "predictions")
-            rates = {way: rows / median(answer["seconds"]) for way, answer in found.items()}
-            peaks = {way: answer["peak_bytes"] / 1e9 for way, answer in found.items()}
-            for processes in (1, 2):
-                way = f"ours_{processes}"
-                ratio, wanted = rates[way] / rates["usual"], FASTER[model, processes]
-                gap = compared["differences"][way]
-                yield Line(
-                    subject=f"score {rows:,} rows, {called}, {processes} process{'es' * (processes > 1)}",
-                    ours=f"{rates[way] / 1e3:,.0f}k rows/s, {peaks[way]:.2f} GB",
-                    usual=f"{rates['usual'] / 1e3:,.0f}k rows/s, {peaks['usual']:.2f} GB",
-                    result=f"{ratio:.2f}x, predictions {'equal' if gap == 0 else f'within {gap:.0e}'}",
-                    target=f">= {wanted}x, <= {PEAK_GB} GB, same predictions",
-                    met=ratio >= wanted and peaks[way] <= PEAK_GB and gap <= SAME,
-                )
-
-
-def drift(bench: Bench) -> Iterator[Line]:
+def drift(bench: Runner) -> Iterator[Line]:
     """A drift verdict on one batch."""
     small, big = bench.sizes.small, bench.sizes.big
     bench.warm(*(bench.folder / f"{kind}_{small}.parquet" for kind in ("reference", "current")))
@@ -198,7 +157,7 @@ def drift(bench: Bench) -> Iterator[Line]:
     )
 
 
-def parsing(bench: Bench) -> Iterator[Line]:
+def parsing(bench: Runner) -> Iterator[Line]:
     """The DAG files."""
     for models in bench.sizes.models:
         environment = {"PERENNIAL_MODELS": str(bench.folder / f"models_of_{models}")}
@@ -224,8 +183,8 @@ def parsing(bench: Bench) -> Iterator[Line]:
             )
 
 
-def tasks(bench: Bench) -> Iterator[Line]:
-    """What a task pays before its deed begins."""
+def tasks(bench: Runner) -> Iterator[Line]:
+    """What a task pays before its work begins."""
     without = bench.case("task, nothing preloaded", "tasks.py", "fresh", 1)
     preloaded = bench.case("task, forked from a process that preloads", "tasks.py", "forked", 5)
     seconds = median(preloaded["seconds"])
@@ -265,15 +224,8 @@ def table(lines: list[Line]) -> Table:
     return drawn
 
 
-def write_readme(results: dict[str, Any], readme: Path) -> None:
-    """Put the table between the markers.
-
-    Raises:
-        SystemExit: a marker is absent.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{readme} has no {BEGIN} ... {END}. Put both where the table shall stand.")
+def rendered(results: dict[str, Any]) -> str:
+    """The table of a full run, in Markdown."""
     on = results["machine"]
     rows = ["| what | ours | the usual way | result | target | |", "|---|---|---|---|---|---|"]
     for line in (Line(**line) for line in results["lines"]):
@@ -283,9 +235,13 @@ def write_readme(results: dict[str, Any], readme: Path) -> None:
         f"`{results['command']}` on {results['date']}: {on['cores']} cores ({on['processor']}), "
         f"{on['memory_gb']:.0f} GB, Python {results['versions']['python']}."
     )
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{said}\n\n" + "\n".join(rows) + f"\n{END}{after}", encoding="utf-8")
+    return "\n".join([said, "", *rows])
+
+
+def newest() -> dict[str, Any]:
+    """The results of the newest full run."""
+    results: dict[str, Any] = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    return results
 
 
 def measure(sizes: Sizes, *, folder: Path, date: str, quick: bool, console: Console) -> dict[str, Any]:
@@ -301,10 +257,10 @@ def measure(sizes: Sizes, *, folder: Path, date: str, quick: bool, console: Cons
         },
         "sizes": asdict(sizes),
     }
-    bench = Bench(folder, sizes, console)
+    bench = Runner(folder, sizes, console)
     bench.case("make rows and models", "rows.py", folder, sizes.small, sizes.big, *sizes.models)
     lines: list[Line] = []
-    for part in (scoring, drift, parsing, tasks):
+    for part in (drift, parsing, tasks):
         lines += part(bench)
     console.print(table(lines))
     return {**found, "lines": [asdict(line) for line in lines], "cases": bench.cases}
@@ -313,10 +269,10 @@ def measure(sizes: Sizes, *, folder: Path, date: str, quick: bool, console: Cons
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--date", default=datetime.now(UTC).date().isoformat(), help="stands in the results")
-    parser.add_argument("--readme", action="store_true", help="write the table of the newest run into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the newest run's table into docs/benchmarks.md")
     options = parser.parse_args()
-    if options.readme:
-        write_readme(json.loads((RESULTS / "speed.json").read_text(encoding="utf-8")), PROJECT / "README.md")
+    if options.docs:
+        page.write_block("speed", rendered(newest()))
         return
     quick = os.environ.get("QUICK", "") not in {"", "0"}
     home = Settings().home / "bench"

@@ -54,7 +54,7 @@ LIGHT = (
 )
 
 
-def wanted(arguments: list[str]) -> tuple[str, ...]:
+def modules_for(arguments: list[str]) -> tuple[str, ...]:
     """The modules that the process with this command line hands on to its forks."""
     if arguments[1:2] == ["scheduler"] or arguments[1:3] == ["celery", "worker"]:
         # a team's own libraries, separated by commas
@@ -65,7 +65,7 @@ def wanted(arguments: list[str]) -> tuple[str, ...]:
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Import all of them, and settle what libraries read from the environment when they are imported."""
+    """Import all of them, and set what libraries read from the environment when they are imported."""
     # OpenMP's threads spin while they wait, and take the core from those they wait for: on a machine with other work
     # boosted trees were fitted and read two to four times slower than with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -83,5 +83,5 @@ def preload(modules: Sequence[str]) -> None:
     chatty.setLevel(before)
 
 
-if modules := wanted(sys.argv):
+if modules := modules_for(sys.argv):
     preload(modules)

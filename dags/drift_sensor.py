@@ -1,10 +1,11 @@
 """Decide from the health record whether a retrain is worth it: RETRAIN, WAIT or CANNOT_TELL, with reasons.
 
-**When**: for every partition that `monitor` publishes. Only RETRAIN starts the retrain DAG; CANNOT_TELL alerts.
+**When**: for every partition that `monitor` publishes. Only RETRAIN starts the retrain DAG; CANNOT_TELL alerts,
+and so does a champion that predicts worse than a constant (runbook: `docs/runbooks/incident.md`).
 
 **When it fails**: nothing was decided and nothing was started. Look first at the log of `decide`: evidence with a NaN
 or a negative count is refused, and the measurement is named. Runbook: `docs/runbooks/failure.md`. The verdict, its
-evidence and its thresholds are in the ledger: `perennial ledger`.
+evidence and its thresholds are in the ledger: `perennial ledger list`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.records import Verdict
-from perennial.specs import ModelSpec
+from perennial.records import RetrainingResult, Verdict, from_json, to_json
+from perennial.spec import ModelSpec
 from perennial_airflow import notify
 from perennial_airflow.assets import health
-from perennial_airflow.wiring import deed, start_run
+from perennial_airflow.wiring import batch_task, start_run
 from perennial_airflow.workflow import dag_id, make_dag, specs_for
 
 
@@ -37,24 +38,27 @@ def drift_sensor_dag(spec: ModelSpec) -> DAG:
         def decide() -> dict[str, Any]:
             from perennial.loop import drift_sensor
 
-            with deed(spec) as at:
-                decided = drift_sensor.decide(spec, at.stores, at.partition, as_of=at.as_of, run=at.run)
-                if decided["verdict"] == Verdict.CANNOT_TELL:
-                    notify.cannot_tell(spec, at.partition.key, decided["reason"], at.run.url)
-                return {**decided, "partition": at.partition.key, "as_of": at.as_of.isoformat()}
+            with batch_task(spec) as (context, partition):
+                decided = drift_sensor.decide(context, partition)
+                if decided.verdict == Verdict.CANNOT_TELL:
+                    notify.cannot_tell(spec, partition.key, decided.reason, context.run.url)
+                if decided.incident:
+                    notify.incident(spec, partition.key, f"{decided.incident}. {decided.reason}", context.run.url)
+                return to_json(decided)
 
         @task(execution_timeout=timedelta(minutes=5))
-        def start_retrain(decided: dict[str, Any]) -> None:
-            if decided["verdict"] != Verdict.RETRAIN:
-                raise AirflowSkipException(f"{decided['verdict']}: {decided['reason']}")
+        def start_retrain(decision: dict[str, Any]) -> None:
+            decided = from_json(RetrainingResult, decision)
+            if decided.verdict != Verdict.RETRAIN:
+                raise AirflowSkipException(f"{decided.verdict}: {decided.reason}")
             start_run(
                 dag_id(spec.name, "retrain"),
                 # one retrain a decision, however often this task runs
-                run_id=f"sensor__{decided['partition']}__{decided['entry']}",
+                run_id=f"sensor__{decided.partition}__{decided.entry}",
                 conf={
-                    "reason": decided["reason"],
-                    "as_of": decided["as_of"],
-                    "change_partition": decided.get("change_partition"),
+                    "reason": decided.reason,
+                    "as_of": decided.as_of.isoformat(),
+                    "change_partition": decided.change_partition,
                 },
             )
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from airflow.sdk import DAG, PartitionedAssetTimetable, get_current_context, task
 
-from perennial.specs import ModelSpec
+from perennial.records import to_json
+from perennial.spec import ModelSpec
 from perennial_airflow.assets import health, predictions
-from perennial_airflow.wiring import deed
+from perennial_airflow.wiring import batch_task
 from perennial_airflow.workflow import make_dag, specs_for
 
 
@@ -35,10 +36,8 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         def monitor() -> dict[str, Any]:
             from perennial.loop import monitor
 
-            with deed(spec) as at:
-                measured = monitor.monitor(
-                    spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings
-                )
+            with batch_task(spec) as (context, partition):
+                measured = to_json(monitor.monitor(context, partition))
             get_current_context()["outlet_events"][health(spec)].extra = measured
             return measured
 
@@ -47,8 +46,8 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         def report() -> dict[str, Any]:
             from perennial.loop import monitor
 
-            with deed(spec) as at:
-                return monitor.report(spec, at.stores, at.partition, settings=at.settings)
+            with batch_task(spec) as (context, partition):
+                return to_json(monitor.report(context, partition))
 
         monitor() >> report()
     return dag

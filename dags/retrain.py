@@ -21,20 +21,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Param, TriggerRule, task
+from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.records import Verdict
-from perennial.specs import ModelSpec
+from perennial.records import GateResult, Snapshot, Verdict, from_json, to_json
+from perennial.spec import ModelSpec
 from perennial_airflow import notify
-from perennial_airflow.wiring import deed, start_run
+from perennial_airflow.wiring import model_task, params, start_run
 from perennial_airflow.workflow import dag_id, make_dag, specs_for
 
 PARAMS = {
     "reason": Param("asked for by a person", type="string", description="Why; it is written into the ledger."),
     "as_of": Param(None, type=["null", "string"], description="Moment to pretend (ISO); empty: the newest known."),
     "change_partition": Param(
-        None, type=["null", "string"], description="Key of the first batch after a change, for `since_change` windows."
+        None,
+        type=["null", "string"],
+        description="Key of the first batch after a change, for windows `since_change` and `auto`.",
     ),
 }
 
@@ -47,51 +49,44 @@ def retrain_dag(spec: ModelSpec) -> DAG:
         def freeze() -> dict[str, Any]:
             from perennial.loop import retrain
 
-            with deed(spec) as at:
-                as_of, reason = at.as_of_model, at.params["reason"]
-                snapshot = retrain.freeze(
-                    spec,
-                    at.stores,
-                    as_of=as_of,
-                    run=at.run,
-                    reason=reason,
-                    change_partition=at.params["change_partition"],
-                    settings=at.settings,
-                )
-                notify.retrain_started(spec, reason, at.run.url)
-                return {"snapshot": snapshot, "as_of": as_of.isoformat()}
+            with model_task(spec) as context:
+                snapshot = retrain.freeze(context, params()["reason"], params()["change_partition"])
+                notify.retrain_started(spec, params()["reason"], context.run.url)
+                return to_json(snapshot)
 
         @task(execution_timeout=timedelta(hours=12))
         def train(frozen: dict[str, Any]) -> str:
             from perennial.loop import retrain
 
-            with deed(spec) as at:
-                return retrain.train(spec, at.stores, frozen["snapshot"], run=at.run)
+            snapshot = from_json(Snapshot, frozen)
+            with model_task(spec, as_of=snapshot.as_of) as context:
+                return retrain.train(context, snapshot)
 
         @task(execution_timeout=timedelta(hours=2))
         def gate(frozen: dict[str, Any], mlflow_run_id: str) -> dict[str, Any]:
             from perennial.loop import retrain
 
-            with deed(spec, as_of=frozen["as_of"]) as at:
-                judged = retrain.gate(spec, at.stores, mlflow_run_id, as_of=at.as_of_model, run=at.run)
-                if judged["verdict"] != Verdict.ADMIT:
-                    notify.retrain_refused(spec, mlflow_run_id, judged["reason"], at.run.url)
-                return {**judged, "lease": at.run.run_id}
+            with model_task(spec, as_of=from_json(Snapshot, frozen).as_of) as context:
+                judged = retrain.gate(context, mlflow_run_id)
+                if judged.verdict != Verdict.ADMIT:
+                    notify.retrain_refused(spec, mlflow_run_id, judged.reason, context.run.url)
+                return to_json(judged)
 
         @task(execution_timeout=timedelta(minutes=5))
-        def start_rollout(judged: dict[str, Any]) -> None:
-            if judged["verdict"] != Verdict.ADMIT:
-                raise AirflowSkipException(f"the gate said {judged['verdict']}")
-            if judged["first"]:
+        def start_rollout(judgement: dict[str, Any]) -> None:
+            judged = from_json(GateResult, judgement)
+            if judged.verdict != Verdict.ADMIT:
+                raise AirflowSkipException(f"the gate said {judged.verdict}")
+            if judged.first:
                 raise AirflowSkipException("the first champion serves at once; there is nobody to compare it with")
-            back = f", brings version {judged['returned_version']} back" if judged["returned_version"] else ""
+            back = f", brings version {judged.returned_version} back" if judged.returned_version else ""
             start_run(
                 dag_id(spec.name, "rollout"),
-                run_id=f"gate__v{judged['version']}__{judged['entry']}",
+                run_id=f"gate__v{judged.version}__{judged.entry}",
                 conf={
-                    "version": str(judged["version"]),
-                    "reason": f"admitted by the gate, ledger {judged['entry']}{back}",
-                    "lease": judged["lease"],
+                    "version": judged.version,
+                    "reason": f"admitted by the gate, ledger {judged.entry}{back}",
+                    "lease": get_current_context()["ti"].run_id,
                 },
             )
 
@@ -99,11 +94,8 @@ def retrain_dag(spec: ModelSpec) -> DAG:
         def abandon() -> None:
             from perennial.loop import retrain
 
-            with deed(spec) as at:
-                if at.stores.ledger.holder(spec.name, retrain.RETRAIN_LEASE) == at.run.run_id:
-                    retrain.abandon(
-                        spec, at.stores, run=at.run, as_of=at.as_of_model, reason="a task of the retrain failed"
-                    )
+            with model_task(spec) as context:
+                retrain.abandon(context, "a task of the retrain failed", held_by=context.run.run_id)
 
         frozen = freeze()
         mlflow_run_id = train(frozen)

@@ -1,22 +1,26 @@
 """Bring one admitted version from nothing to everything, stage by stage, or back to nothing.
 
 **When**: the retrain DAG starts it with the version that its gate admitted, or a person does. With `rollback` it takes
-the running challenger back at once and ends.
+the running challenger back at once and ends; with `advance` it sends it one stage further, from the last one to
+champion, without waiting for the evidence, and ends.
 
 Every stage sets the share, sleeps until a batch was measured, and judges: ADVANCE goes on, HOLD sleeps again, ROLL_BACK
-gives everything back to the champion and skips the stages that follow, PROMOTE makes the challenger champion. A stage
-that sleeps holds no worker. A rollout may take weeks; every component may be restarted meanwhile.
+gives everything back to the champion, PROMOTE makes the challenger champion; both skip the stages that follow. A
+challenger that is shown to be better is promoted at any stage; the surer the gate's holdout has shown it to
+be better, the later the stage that it begins with. When the rollout's time is over (`rollout.max_age`) it ends
+undecided: PROMOTE_UNDECIDED or ROLL_BACK_UNDECIDED, by the lower loss so far. A stage that sleeps holds no worker. A
+rollout may take weeks; every component may be restarted meanwhile.
 
 **When it waits, skips or fails**
 
 - `approve` waits for a person: compare version and artifact digest with MLflow. Runbook:
   `docs/runbooks/approval_wanted.md`.
-- `open` fails: another rollout is under way, or the artifact is not the one that was approved. Look first at the status
-  page. Runbook: `docs/runbooks/failure.md`.
+- `open` fails: another rollout is under way and this version was not admitted since, or the artifact is not the one
+  that was approved. Look first at the status page. Runbook: `docs/runbooks/failure.md`.
 - `free_retrain` runs always; it lets the next retrain start where `open` did not happen.
 - a stage sleeps for long: no batch was measured since. Look first at the score and monitor DAGs.
-- the stages after one are skipped: it was rolled back, or promoted early. The reasons are in the ledger. Runbook:
-  `docs/runbooks/rollback.md`.
+- the stages after one are skipped: the rollout has ended there. The reasons are in the ledger. Runbooks:
+  `docs/runbooks/rollback.md`, `docs/runbooks/rollout_undecided.md`.
 """
 
 from __future__ import annotations
@@ -28,15 +32,20 @@ from airflow.sdk import DAG, BaseOperator, Param, TriggerRule, get_current_conte
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from perennial.errors import SpecError
-from perennial.specs import ModelSpec
+from perennial.spec import ModelSpec
 from perennial_airflow import notify
 from perennial_airflow.stage import RolloutStage
-from perennial_airflow.wiring import deed
+from perennial_airflow.wiring import model_task, params
 from perennial_airflow.workflow import make_dag, specs_for
 
 PARAMS = {
     "version": Param(None, type=["null", "string"], description="Registered version to bring out."),
     "rollback": Param(default=False, type="boolean", description="Take the running challenger back now."),
+    "advance": Param(
+        default=False,
+        type="boolean",
+        description="Send the running challenger on now: into the next stage, from the last one to champion.",
+    ),
     "lease": Param(None, type=["null", "string"], description="Retrain run whose lease ends with this run's start."),
     "reason": Param("asked for by a person", type="string", description="Why; it is written into the ledger."),
 }
@@ -51,48 +60,34 @@ def rollout_dag(spec: ModelSpec) -> DAG:
         def begin() -> dict[str, str]:
             from perennial.loop import rollout
 
-            with deed(spec) as at:
-                if at.params["rollback"]:
-                    rollout.roll_back(spec, at.stores, as_of=at.as_of_model, run=at.run, reason=at.params["reason"])
-                    notify.rolled_back(spec, "asked for in Airflow", at.params["reason"], at.run.url)
+            with model_task(spec) as context:
+                if params()["rollback"] or params()["advance"]:
+                    overrule(spec, context)
                     raise DownstreamTasksSkipped(tasks=sorted(get_current_context()["task"].downstream_task_ids))
-                if not at.params["version"]:
-                    raise SpecError("parameter 'version' is empty; name a registered version, or set 'rollback'.")
-                version = at.stores.registry.version(spec.name, at.params["version"])
-                return {"version": version.version, "digest": version.artifact_digest}
+                if not params()["version"]:
+                    raise SpecError(
+                        "parameter 'version' is empty; name a registered version, or set 'advance' or 'rollback'."
+                    )
+                version = context.stores.registry.version(spec.name, params()["version"])
+                share = rollout.first_share(context, version.version)
+                return {"version": version.version, "digest": version.artifact_digest, "share": f"{share:.0%}"}
 
         @task(task_id="open", execution_timeout=timedelta(minutes=30))
         def open_rollout(proposed: dict[str, str]) -> None:
             from perennial.loop import rollout
 
-            with deed(spec) as at:
-                found = at.stores.registry.version(spec.name, proposed["version"]).artifact_digest
-                if found != proposed["digest"]:
-                    raise SpecError(
-                        f"version {proposed['version']} of {spec.name!r} has artifact digest {found}, "
-                        f"proposed was {proposed['digest']}. Somebody changed the artifact; start a new rollout."
-                    )
-                rollout.open_rollout(
-                    spec,
-                    at.stores,
-                    proposed["version"],
-                    as_of=at.as_of_model,
-                    run=at.run,
-                    rollout_id=at.run.run_id,
-                    approved_by=approver(),
-                )
+            with model_task(spec) as context:
+                rollout.require_digest(context, proposed["version"], proposed["digest"])
+                rollout.open_rollout(context, proposed["version"], context.run.run_id, approved_by=approver())
 
         @task(trigger_rule=TriggerRule.ALL_DONE, execution_timeout=timedelta(minutes=10))
         def free_retrain() -> None:
             from perennial.loop import retrain
 
-            with deed(spec) as at:
-                holder = at.stores.ledger.holder(spec.name, retrain.RETRAIN_LEASE)
-                # an opened rollout has given it back already
-                if holder is not None and holder == at.params["lease"]:
-                    retrain.abandon(
-                        spec, at.stores, run=at.run, as_of=at.as_of_model, reason="the rollout was not opened"
-                    )
+            # an opened rollout has given it back already
+            if lease := params()["lease"]:
+                with model_task(spec) as context:
+                    retrain.abandon(context, "the rollout was not opened", held_by=lease)
 
         proposed = begin()
         opened = open_rollout(proposed)
@@ -105,6 +100,22 @@ def rollout_dag(spec: ModelSpec) -> DAG:
             last >> stage
             last = stage
     return dag
+
+
+def overrule(spec: ModelSpec, context: Any) -> None:
+    """Do what a person asks of the running rollout."""
+    from perennial.loop import rollout
+
+    reason = params()["reason"]
+    if params()["rollback"] and params()["advance"]:
+        raise SpecError("parameters 'advance' and 'rollback' are both set; set one.")
+    if params()["rollback"]:
+        rollout.roll_back(context, reason)
+        notify.rolled_back(spec, "asked for in Airflow", reason, context.run.url)
+        return
+    went = rollout.advance(context, reason)
+    happened = f"{went.verdict} of version {went.version}, which serves {went.split:.0%} now: {reason}"
+    notify.advanced(spec, "asked for in Airflow", happened, context.run.url)
 
 
 def approver() -> str | None:
@@ -121,6 +132,7 @@ def approve(spec: ModelSpec) -> BaseOperator:
         subject=f"Roll out version {{{{ ti.xcom_pull(task_ids='begin')['version'] }}}} of {spec.name}?",
         body=(
             "Artifact digest (SHA-256): `{{ ti.xcom_pull(task_ids='begin')['digest'] }}`\n\n"
+            "It begins with a share of {{ ti.xcom_pull(task_ids='begin')['share'] }}.\n\n"
             "Reason: {{ params.reason }}\n\nThe approval holds for this artifact only."
         ),
         notifiers=[notify.approval_wanted(spec)],

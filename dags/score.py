@@ -22,9 +22,10 @@ from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, get_current_context, task
 
-from perennial.specs import ModelSpec
+from perennial.records import to_json
+from perennial.spec import ModelSpec
 from perennial_airflow.assets import predictions
-from perennial_airflow.wiring import deed
+from perennial_airflow.wiring import batch_task
 from perennial_airflow.workflow import make_dag, specs_for
 
 
@@ -48,15 +49,15 @@ def score_dag(spec: ModelSpec) -> DAG:
         def validate() -> dict[str, Any]:
             from perennial.loop import score
 
-            with deed(spec) as at:
-                return score.validate(spec, at.stores, at.partition, as_of=at.as_of, run=at.run, settings=at.settings)
+            with batch_task(spec) as (context, partition):
+                return to_json(score.validate(context, partition))
 
         @task(task_id="score", outlets=[predictions(spec)], execution_timeout=timedelta(hours=6))
         def score_batch() -> dict[str, Any]:
             from perennial.loop import score
 
-            with deed(spec) as at:
-                scored = score.score(spec, at.stores, at.partition, as_of=at.as_of, run=at.run)
+            with batch_task(spec) as (context, partition):
+                scored = to_json(score.score(context, partition))
             get_current_context()["outlet_events"][predictions(spec)].extra = scored
             return scored
 

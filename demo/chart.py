@@ -16,11 +16,23 @@ import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from perennial.records import LedgerEntry, Verdict
+from perennial.records import (
+    PROMOTED,
+    ROLLED_BACK,
+    Decision,
+    Event,
+    Kind,
+    LedgerEntry,
+    OpenedBody,
+    ScoringBody,
+    StageBody,
+    Verdict,
+)
 from perennial.replay import Comparison
 
 #: a rollout's shade by its outcome; blue while it is under way
-SHADES = {Verdict.PROMOTE: "#2e8b57", Verdict.ROLL_BACK: "#c0392b"}
+SHADES = {**dict.fromkeys(PROMOTED, "#2e8b57"), **dict.fromkeys(ROLLED_BACK, "#c0392b")}
+ENDS = PROMOTED | ROLLED_BACK | {Event.SUPERSEDED}
 
 
 @dataclass
@@ -64,26 +76,29 @@ class Story:
         story = cls()
         rollouts: dict[str, Rollout] = {}
         for entry in entries:
-            body = entry.body
             match entry.kind, entry.verdict:
-                case "scoring", "SERVED":
-                    story.rows_scored += body["rows"]
-                case "validation", Verdict.QUARANTINE:
+                case Kind.SCORING, Event.SERVED:
+                    story.rows_scored += entry.read(ScoringBody).rows
+                case Kind.VALIDATION, Verdict.QUARANTINE:
                     story.quarantined.append(entry.subject)
-                case "drift", verdict:
+                case Kind.DRIFT, verdict:
                     story.drift[verdict] += 1
-                case "retraining", Verdict.RETRAIN:
-                    trigger = str(body["statistics"]["trigger"])
-                    story.retrains.append(Retrain(entry.subject, trigger, body["reasons"][0]))
-                case "promotion", verdict if story.retrains:
+                case Kind.RETRAINING, Verdict.RETRAIN:
+                    decision = entry.read(Decision)
+                    trigger = str(decision.statistics["trigger"])
+                    story.retrains.append(Retrain(entry.subject, trigger, decision.reasons[0]))
+                case Kind.PROMOTION, verdict if story.retrains:
                     story.retrains[-1].outcome = verdict
-                case "deployment", "OPENED":
-                    rollouts[entry.subject] = Rollout(version=body["version"])
+                case Kind.DEPLOYMENT, Event.OPENED:
+                    rollouts[entry.subject] = Rollout(version=entry.read(OpenedBody).version)
                     story.rollouts.append(rollouts[entry.subject])
-                case "deployment", "STAGE":
-                    rollouts[entry.subject].stages.append((f"{entry.as_of:%Y-%m-%d}", body["split"]))
-                case (("rollout" | "override"), (Verdict.PROMOTE | Verdict.ROLL_BACK)) if entry.subject in rollouts:
-                    rollouts[entry.subject].outcome = entry.verdict
+                case Kind.DEPLOYMENT, Event.STAGE:
+                    split = entry.read(StageBody).split
+                    rollouts[entry.subject].stages.append((f"{entry.as_of:%Y-%m-%d}", split))
+                case ((Kind.ROLLOUT | Kind.OVERRIDE | Kind.DEPLOYMENT), verdict) if (
+                    verdict in ENDS and entry.subject in rollouts
+                ):
+                    rollouts[entry.subject].outcome = verdict
                     rollouts[entry.subject].ended = f"{entry.as_of:%Y-%m-%d}"
         return story
 
@@ -117,8 +132,8 @@ def _figure(compared: Comparison, story: Story) -> plt.Figure:
     marks = [
         ([r.partition for r in story.retrains], "retrain triggered", "v", "#d9822b"),
         (story.quarantined, "batch quarantined", "X", "#c0392b"),
-        ([r.ended for r in story.rollouts if r.outcome == Verdict.PROMOTE], "promoted", "*", "#2e8b57"),
-        ([r.ended for r in story.rollouts if r.outcome == Verdict.ROLL_BACK], "rolled back", "P", "#7d3c98"),
+        ([r.ended for r in story.rollouts if r.outcome in PROMOTED], "promoted", "*", "#2e8b57"),
+        ([r.ended for r in story.rollouts if r.outcome in ROLLED_BACK], "rolled back", "P", "#7d3c98"),
     ]
     for days, label, marker, colour in marks:
         if days:

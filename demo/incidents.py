@@ -6,7 +6,7 @@
   back, and the champion must stay.
 
 The first two need the readers inside Airflow's processes to misbehave: this module is imported there, through
-PERENNIAL_PRELOAD, and wraps the reader that `perennial.sources` loads from the model's folder.
+PERENNIAL_PRELOAD, and wraps the reader that `perennial.data.sources` loads from the model's folder.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perennial.records import Kind
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from chart import Story
 
+    from perennial.context import TaskContext
     from perennial.records import LedgerEntry, Partition
-    from perennial.specs import ModelSpec
-    from perennial.stores.ports import Stores
+    from perennial.spec import ModelSpec
 
 VARIABLE = "PERENNIAL_DEMO_INCIDENTS"
 
@@ -49,13 +51,13 @@ class Plan:
         path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         return {VARIABLE: str(file), "PERENNIAL_PRELOAD": "incidents", "PYTHONPATH": path}
 
-    def sabotage(self, spec: ModelSpec, stores: Stores, home: Path, partition: Partition) -> None:
+    def sabotage(self, context: TaskContext, partition: Partition) -> None:
         """Exchange the artifact of the challenger that has just entered its canary; once."""
-        deployment = stores.ledger.deployment(spec.name)
+        deployment = context.stores.ledger.deployment(context.model)
         if not self.sabotage_from or self.sabotaged or partition.key < self.sabotage_from or deployment is None:
             return
         self.sabotaged = str(deployment.challenger)
-        spoil_artifact(spec, stores, home, self.sabotaged)
+        spoil_artifact(context, self.sabotaged)
 
     def problems(self, story: Story, entries: Sequence[LedgerEntry]) -> list[str]:
         """What the loop did not do about the planted faults."""
@@ -66,7 +68,7 @@ class Plan:
             found.append(f"quarantined {story.quarantined}, planted Celsius in {self.celsius}")
         if any(r.partition == self.celsius for r in story.retrains):
             found.append(f"the quarantined batch {self.celsius} triggered a retrain")
-        if any(e.kind == "scoring" and e.subject == self.empty for e in entries):
+        if any(e.kind == Kind.SCORING and e.subject == self.empty for e in entries):
             found.append(f"the empty batch {self.empty} was scored")
         outcomes = {r.version: r.outcome for r in story.rollouts}
         if outcomes.get(self.sabotaged) != "ROLL_BACK":
@@ -87,29 +89,31 @@ def plan(partitions: Sequence[Partition]) -> Plan:
     )
 
 
-def spoil_artifact(spec: ModelSpec, stores: Stores, home: Path, version: str) -> None:
+def spoil_artifact(context: TaskContext, version: str) -> None:
     """Overwrite a registered version's artifact with a model fitted on the opposite of every label."""
     import skops.io
     from mlflow import MlflowClient
 
-    from perennial import intake, training
+    from perennial.data.snapshots import read_snapshot
+    from perennial.model import training
     from perennial.stores.registry import digest_folder
 
-    registered = stores.registry.version(spec.name, version)
-    rows = intake.read_snapshot(spec, stores, registered.snapshot)
+    spec = context.spec
+    registered = context.stores.registry.version(spec.name, version)
+    rows = read_snapshot(context, registered.snapshot)
     rows["label"] = 1 - rows["label"]
     spoilt = training.fit(spec, rows, params=dict(spec.training.params), seed=spec.training.seed)
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     source = str(client.get_model_version(spec.name, version).source)
-    folder = home / "mlflow-artifacts" / source.removeprefix("mlflow-artifacts:/")
+    folder = context.settings.home / "mlflow-artifacts" / source.removeprefix("mlflow-artifacts:/")
     skops.io.dump(spoilt, folder / "model.skops")
     # the fault is planted before the digest is taken: what was registered is what serves, and it is wrong
     client.set_model_version_tag(spec.name, version, "perennial.artifact_digest", digest_folder(folder))
 
 
 def install(file: Path) -> None:
-    """Wrap every reader that `perennial.sources` loads, so that the planned partitions arrive broken."""
-    from perennial import sources
+    """Wrap every reader that `perennial.data.sources` loads, so that the planned partitions arrive broken."""
+    from perennial.data import sources
 
     planned = {name: key for name, key in json.loads(file.read_text(encoding="utf-8")).items() if key}
     load = sources.load_reader

@@ -12,7 +12,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from perennial.settings import Settings
-from perennial.stores.ledger import upgrade
+from perennial.stores.database import upgrade
 
 
 def main() -> None:

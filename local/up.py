@@ -139,10 +139,10 @@ def made_up_secrets(file: Path) -> dict[str, str]:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
-        made = {name: secrets.token_urlsafe(32) for name in ("api", "jwt")}
+        values = {name: secrets.token_urlsafe(32) for name in ("api", "jwt")}
         # a Fernet key is 32 bytes in URL-safe base64, padding kept
-        made["fernet"] = secrets.token_urlsafe(32) + "="
-        file.write_text(json.dumps(made), encoding="utf-8")
+        values["fernet"] = secrets.token_urlsafe(32) + "="
+        file.write_text(json.dumps(values), encoding="utf-8")
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +46,17 @@ def _absent(reason: str) -> NoReturn:
     if os.environ.get("PERENNIAL_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{reason} PERENNIAL_REQUIRE_SERVICES=1 makes this a failure.")
     pytest.skip(reason)
+
+
+@pytest.fixture
+def files_open_below() -> Callable[[Path], list[str]]:
+    """Asks which files below a folder this process has open."""
+    import psutil
+
+    def paths(folder: Path) -> list[str]:
+        return [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(folder.resolve())]
+
+    return paths
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def saved(folder: Path, reference_rows: int, size: int) -> dict[str, Any]:
     text = (folder / f"profile_{reference_rows}.json").read_text(encoding="utf-8")
     reference = from_json(Profile, json.loads(text))
     decision = decide(reference, profiles.profile(rows.stream(rows.file(folder, rows.CURRENT, size)), reference))
-    return {"verdict": str(decision.verdict), "drifted": decision.statistics["drifted"]}
+    return {"verdict": str(decision.verdict), "drifted": decision.statistics["shifted"]}
 
 
 def built(folder: Path, reference_rows: int, size: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def built(folder: Path, reference_rows: int, size: int) -> dict[str, Any]:
         bins=rows.spec().monitoring.bins,
     )
     decision = decide(reference, profiles.profile(rows.stream(rows.file(folder, rows.CURRENT, size)), reference))
-    return {"verdict": str(decision.verdict), "drifted": decision.statistics["drifted"]}
+    return {"verdict": str(decision.verdict), "drifted": decision.statistics["shifted"]}
 
 
 def evidently(folder: Path, reference_rows: int, size: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "forked":
         import airflow_local_settings
 
-        airflow_local_settings.preload(airflow_local_settings.wanted(["airflow", "dag-processor"]))
+        airflow_local_settings.preload(airflow_local_settings.modules_for(["airflow", "dag-processor"]))
         tries = [[parse_in_a_fork(file) for file in files] for _ in range(int(sys.argv[2]))]
     else:
         # a second time in the same process would not pay for the imports again

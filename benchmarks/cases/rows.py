@@ -1,4 +1,4 @@
-"""What the speed benchmark works on: made rows in Parquet, a spec for them, two fitted models as MLflow saves them.
+"""What the speed benchmark works on: made rows in Parquet, and a spec for them.
 
 Run as a script it makes all of it in a folder, by a seed; what is there already is kept.
 """
@@ -9,26 +9,21 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial.specs import ModelSpec
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from perennial.spec import ModelSpec
 
 SEED = 20130101
 #: one row group; a reader holds about one of them
 GROUP_ROWS = 131_072
-TRAIN_ROWS = 100_000
 NUMERIC = ("age", "amount", "balance", "distance", "duration", "rate", "score", "visits")
 #: text columns and how many values each has
 LEVELS = {"segment": 5, "region": 40, "product": 500}
 FEATURES = (*NUMERIC, *LEVELS)
-MODELS = ("hgb", "linear")
 #: kinds of file: the reference, and a batch whose amounts have grown by a tenth
 REFERENCE, CURRENT = "reference", "current"
 _START = np.datetime64("2024-01-01", "us")
@@ -97,61 +92,9 @@ def make(folder: Path, kind: str, rows: int) -> Path:
     return unfinished.rename(path)
 
 
-def pipeline(model: str) -> Any:
-    """Unfitted: boosted trees on ordinal codes, or a logistic regression on one-hot columns."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
-
-    if model == "hgb":
-        codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"))
-        encode = ColumnTransformer([("codes", codes, list(LEVELS))], remainder="passthrough")
-        return Pipeline([("encode", encode), ("trees", HistGradientBoostingClassifier(random_state=SEED))])
-    encode = ColumnTransformer(
-        [
-            ("numbers", StandardScaler(), list(NUMERIC)),
-            ("levels", OneHotEncoder(handle_unknown="ignore"), list(LEVELS)),
-        ]
-    )
-    return Pipeline([("encode", encode), ("line", LogisticRegression(max_iter=300))])
-
-
-def truth(frame: Any) -> npt.NDArray[np.int64]:
-    """Made labels: a noisy function of numbers and categories, so that both models have something to learn."""
-    rng = np.random.default_rng(SEED)
-    rank = frame["product"].str[-3:].astype(int).to_numpy()
-    signal = np.log(frame["amount"]) - 3 + frame["score"] + np.sin(rank) + 0.1 * (frame["visits"] - 4)
-    return (signal + rng.logistic(size=len(frame)) > 0).astype("int64").to_numpy()
-
-
-def save_model(folder: Path, model: str) -> Path:
-    """Fit one pipeline and save it as MLflow does for both ways of scoring, unless it is there."""
-    path = folder / "models" / model
-    if path.exists():
-        return path
-    import mlflow.sklearn
-    import skops.io
-    from mlflow.models import infer_signature
-
-    frame = group(REFERENCE, 0, TRAIN_ROWS).to_pandas()
-    fitted = pipeline(model).fit(frame[list(FEATURES)], truth(frame))
-    example = frame[list(FEATURES)].head(5)
-    mlflow.sklearn.save_model(
-        fitted,
-        str(path),
-        skops_trusted_types=skops.io.get_untrusted_types(data=skops.io.dumps(fitted)),
-        signature=infer_signature(example, fitted.predict_proba(example)),
-        pyfunc_predict_fn="predict_proba",
-        pip_requirements=["scikit-learn"],
-    )
-    return path
-
-
 def copy_specs(folder: Path, models: int) -> Path:
     """A folder for PERENNIAL_MODELS that, beside the project's own models, makes `models` of them."""
-    from perennial.specs import spec_files
+    from perennial.spec import spec_files
 
     own = spec_files({})
     target = folder / f"models_of_{models}"
@@ -193,8 +136,6 @@ if __name__ == "__main__":
         make(home, CURRENT, size)
     make(home, REFERENCE, small)
     save_profile(home, small)
-    for one in MODELS:
-        save_model(home, one)
     for count in model_counts:
         copy_specs(home, count)
     print("{}")

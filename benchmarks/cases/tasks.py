@@ -1,4 +1,4 @@
-"""What a task pays before its deed begins: `tasks.py <way> <repeats>`.
+"""What a task pays before its work begins: `tasks.py <way> <repeats>`.
 
 Timed: the import of every heavy module, then the parse of the task's own DAG file. `fresh`: in a process of its own, as
 without the preload. `forked`: in a fork of a process that has done what `config/airflow_local_settings.py` does in the

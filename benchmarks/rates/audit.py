@@ -30,13 +30,13 @@ from unittest.mock import patch
 import numpy as np
 import sqlalchemy as sa
 from processes import PROJECT
-from rates.tables import Bench, Claim, Figure, Section, Table, share
+from rates.tables import Claim, Figure, Runner, Section, Table, share
 
 from perennial import decisions
 from perennial.decisions import drift, promotion, retraining, rollout
 from perennial.errors import DeploymentConflict, LeaseTaken, LedgerTampered
 from perennial.loop import retrain
-from perennial.loop import rollout as deeds
+from perennial.loop import rollout as rollout_steps
 from perennial.measures import checks
 from perennial.records import (
     Calibration,
@@ -46,6 +46,7 @@ from perennial.records import (
     DriftEvidence,
     LedgerEntry,
     LossSum,
+    Outcome,
     PairedSum,
     PastRetrain,
     Profile,
@@ -62,10 +63,11 @@ from perennial.records import (
     from_json,
     to_json,
 )
-from perennial.specs import Gate, Monitoring, Retraining, Rollout
+from perennial.spec import NEVER, Gate, Monitoring, Retraining, Rollout
 from perennial.stores.chain import hash_entry
-from perennial.stores.ledger import SqlLedger, chain_heads, make_engine, metadata, upgrade
-from perennial.stores.ledger import decisions as entries
+from perennial.stores.database import chain_heads, make_engine, metadata, upgrade
+from perennial.stores.database import decisions as entries
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
 from perennial.stores.registry import MlflowRegistry
@@ -73,6 +75,8 @@ from perennial.stores.registry import MlflowRegistry
 sys.path.insert(0, str(PROJECT / "tests" / "support"))
 
 NOW = datetime(2013, 6, 10, 4, tzinfo=UTC)
+#: outcomes that a past retrain may have had
+ENDED = (Outcome.ADMITTED, Outcome.REFUSED, Outcome.PROMOTED)
 RUN = RunLink("run-1", "dag", "task", "http://127.0.0.1/run-1")
 TRIGGERS = 50
 #: day at whose end the made model's sensor asks for a retrain; see tests/support/made_model.py
@@ -198,8 +202,8 @@ def _live(folder: Path) -> tuple[Any, Stores, Stores]:
         verdict = made.live(stores, made.day(number))
     harmed = clone(stores)
     as_of = made.day(RETRAIN_DAY).end
-    gate = made.retrain(stores, as_of, RunLink("retrain-1"), verdict["reason"], verdict["change_partition"])
-    made.open(stores, gate["version"], as_of)
+    gate = made.retrain(stores, as_of, RunLink("retrain-1"), verdict.reason, verdict.change_partition)
+    made.open(stores, gate.version, as_of)
     day = RETRAIN_DAY
     while (now := stores.ledger.deployment("made")) and now.split < 1:
         day += 1
@@ -234,20 +238,14 @@ def _trigger(made: Any, harmed: Stores, kind: str) -> bool:
     with database(kind) as url:
         copied = clone(harmed)
         stores = Stores(lake=copied.lake, ledger=copy_ledger(copied.ledger, url), registry=copied.registry)  # type: ignore[arg-type]
+        copied.close()
         before, start = len(stores.ledger.entries("made")), Barrier(TRIGGERS)
 
         def attempt(number: int) -> str:
             start.wait(60)
             run = RunLink(f"retrain-{number}")
             try:
-                retrain.freeze(
-                    made.spec,
-                    stores,
-                    as_of=made.day(RETRAIN_DAY).end,
-                    run=run,
-                    reason="lost quality",
-                    settings=made.settings,
-                )
+                retrain.freeze(made.context(stores, made.day(RETRAIN_DAY).end, run), "lost quality")
             except LeaseTaken:
                 return "skipped"
             return "frozen"
@@ -257,14 +255,14 @@ def _trigger(made: Any, harmed: Stores, kind: str) -> bool:
         new = stores.ledger.entries("made")[before:]
         recorded = Counter((entry.kind, entry.verdict) for entry in new)
         whole = stores.ledger.verify("made") == before + TRIGGERS
-        stores.ledger.close()  # type: ignore[attr-defined]
+        stores.close()
     one_retrain = {("snapshot", "FROZEN"): 1, ("retrain", "SKIPPED"): TRIGGERS - 1}
     return whole and said == {"frozen": 1, "skipped": TRIGGERS - 1} and recorded == one_retrain
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------------------
 
-DEEDS: dict[str, tuple[str, str]] = {
+CHANGES: dict[str, tuple[str, str]] = {
     "promotion": ("1", "2"),
     "rollback by the rule": ("1", "1"),
     "rollback by a person": ("1", "1"),
@@ -272,7 +270,7 @@ DEEDS: dict[str, tuple[str, str]] = {
 
 
 def _deaths(made: Any, last: Stores, folder: Path, *, step: int) -> dict[str, list[dict[str, Any]]]:
-    """Kill the deed's process before each of its writes and commits, to ledger and registry; then run it again."""
+    """Kill the change's process before each of its writes and commits, to ledger and registry; then run it again."""
     from clones import clone
 
     base = folder / "base"
@@ -283,20 +281,20 @@ def _deaths(made: Any, last: Stores, folder: Path, *, step: int) -> dict[str, li
         run = last.registry._runs[known.run_id].run  # type: ignore[attr-defined]  # noqa: SLF001 - to log it anew
         registry.register("made", registry.log_run(run), {})
     registry.set_aliases("made", last.registry.aliases("made"))
-    clone(last, base / "ledger.db").ledger.close()  # type: ignore[attr-defined]
+    clone(last, base / "ledger.db").close()
     found: dict[str, list[dict[str, Any]]] = {}
-    for deed in DEEDS:
-        found[deed] = []
+    for change in CHANGES:
+        found[change] = []
         for writes in range(1, 200, step):
             home = folder / "life"
             shutil.copytree(base, home)
-            killed = _in_a_fork(lambda d=deed, h=home, w=writes: _die(made, h, d, w)) is None  # type: ignore[misc]
+            killed = _in_a_fork(lambda d=change, h=home, w=writes: _die(made, h, d, w)) is None  # type: ignore[misc]
             if killed:
                 states = [
                     _in_a_fork(lambda h=home: _state(h)),  # type: ignore[misc]
-                    _in_a_fork(lambda d=deed, h=home: _again(made, h, d)),  # type: ignore[misc]
+                    _in_a_fork(lambda d=change, h=home: _again(made, h, d)),  # type: ignore[misc]
                 ]
-                found[deed].append({"killed before": writes, "after": states[0], "again": states[1]})
+                found[change].append({"killed before": writes, "after": states[0], "again": states[1]})
             shutil.rmtree(home)
             if not killed:
                 break
@@ -335,20 +333,23 @@ def _stores(home: Path) -> Stores:
     )
 
 
-def _do(made: Any, stores: Stores, deed: str) -> None:
+def _do(made: Any, stores: Stores, change: str) -> None:
     as_of = made.day(RETRAIN_DAY + 8).end
-    if deed == "rollback by a person":
-        deeds.roll_back(made.spec, stores, as_of=as_of, run=RUN, reason="unsure")
+    if change == "rollback by a person":
+        rollout_steps.roll_back(made.context(stores, as_of, RUN), "unsure")
         return
     now = stores.ledger.deployment("made")
-    spec = made.spec
-    if deed == "rollback by the rule":
+    if change == "rollback by the rule":
         # a guard that no version passes: what is measured is the rollback, not when it happens
         verdict = replace(_rollback_verdict(), verdict="ROLL_BACK")
-        with patch.object(deeds.rule, "decide", lambda *_: verdict):
-            deeds.judge(spec, stores, "rollout-1", now.stage if now else 0, as_of=as_of, run=RUN)
+        with patch.object(rollout_steps.rule, "decide", lambda *_: verdict):
+            rollout_steps.judge(made.context(stores, as_of, RUN), "rollout-1", now.stage if now else 0)
         return
-    deeds.judge(spec, stores, "rollout-1", 3, as_of=as_of, run=RUN)
+    rollout_steps.judge(made.context(stores, as_of, RUN), "rollout-1", 3)
+
+
+#: what the random rollouts count
+MEASURED = ("loss", "errors", "missing")
 
 
 def _rollback_verdict() -> Any:
@@ -357,7 +358,7 @@ def _rollback_verdict() -> Any:
     return rollout.decide(evidence, Rollout(), RolloutHistory())
 
 
-def _die(made: Any, home: Path, deed: str, writes: int) -> str:
+def _die(made: Any, home: Path, change: str, writes: int) -> str:
     stores = _stores(home)
     stores.registry.aliases("made")  # MLflow looks at its tables when it is first asked
     made_writes = 0
@@ -374,7 +375,7 @@ def _die(made: Any, home: Path, deed: str, writes: int) -> str:
     # every engine of this process: the ledger's, and MLflow's own
     sa.event.listen(sa.Engine, "before_cursor_execute", count)
     sa.event.listen(sa.Engine, "commit", count)
-    _do(made, stores, deed)
+    _do(made, stores, change)
     return "lived"
 
 
@@ -388,14 +389,14 @@ def _state(home: Path) -> dict[str, Any]:
     }
 
 
-def _again(made: Any, home: Path, deed: str) -> dict[str, Any]:
-    _do(made, _stores(home), deed)
+def _again(made: Any, home: Path, change: str) -> dict[str, Any]:
+    _do(made, _stores(home), change)
     return _state(home)
 
 
-def judge_deaths(deed: str, deaths: list[dict[str, Any]]) -> dict[str, int]:
+def judge_deaths(change: str, deaths: list[dict[str, Any]]) -> dict[str, int]:
     """How often the deployment was the old one, the new one, or neither; and the second run made all agree."""
-    old, new = DEEDS[deed]
+    old, new = CHANGES[change]
     counts = Counter({"old": 0, "new": 0, "neither": 0, "agree": 0})
     for death in deaths:
         now, after = death["after"]["deployment"], death["again"]["deployment"]
@@ -513,7 +514,7 @@ def replayed(item: tuple[str, int, str]) -> tuple[str, bool]:
         entry = _append(ledger, rule, "batch", decision.verdict, to_json(decision))
         read = ledger.entry(entry.id)
         ledger.close()
-    again = decisions.replay(from_json(Decision, read.body))
+    again = decisions.replay(from_json(Decision, read.body)).again
     return str(decision.verdict), canonical(to_json(again)) == canonical(read.body)
 
 
@@ -570,10 +571,10 @@ def _retraining(rng: np.random.Generator) -> Decision:
         in_flight=bool(rng.random() < 0.1),
     )
     past = tuple(
-        PastRetrain(NOW - timedelta(days=int(day)), "schedule", str(rng.choice(["admitted", "refused", "promoted"])))
+        PastRetrain(NOW - timedelta(days=int(day)), "schedule", ENDED[rng.integers(len(ENDED))])
         for day in sorted(rng.integers(1, 300, int(rng.integers(0, 4))), reverse=True)
     )
-    policy = Retraining(max_age=timedelta(days=365) if rng.random() < 0.5 else None)
+    policy = Retraining(max_age=timedelta(days=365) if rng.random() < 0.5 else NEVER)
     return retraining.decide(evidence, policy, RetrainingHistory(past))
 
 
@@ -634,7 +635,7 @@ def _rollout(rng: np.random.Generator) -> Decision:
                 challenger_errors=int(errors[1]),
             )
         )
-    evidence = RolloutEvidence("r", "1", "2", "canary", tuple(stages), int(rng.integers(0, 10)), NOW)
+    evidence = RolloutEvidence("r", "1", "2", "canary", tuple(stages), int(rng.integers(0, 10)), NOW, MEASURED)
     return rollout.decide(evidence, Rollout(), RolloutHistory(("ADVANCE",) * (len(stages) - 1)))
 
 
@@ -649,12 +650,12 @@ RANDOM: dict[str, Callable[[np.random.Generator], Decision]] = {
 # --- the section -------------------------------------------------------------------------------------------------
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     """All five, as two tables and the issue's targets."""
     tries, rounds = (20, 2) if bench.quick else (200, 20)
     races = dict(zip(kinds(), bench.map(race, [(k, tries) for k in kinds()], "audit: promoters race"), strict=True))
     both = [(what, bench.quick, rounds) for what in ("deaths", "triggers")]
-    deaths_by_deed, triggers = bench.map(lived, both, "audit: triggers at once, and kill -9")
+    deaths_by_change, triggers = bench.map(lived, both, "audit: triggers at once, and kill -9")
     with tempfile.TemporaryDirectory() as folder:
         file = write_ledger(Path(folder))
         tampered = [(how, seed, file) for how in TAMPERS for seed in range(20 if bench.quick else 200)]
@@ -692,11 +693,11 @@ def run(bench: Bench) -> Section:
         claims.append(Claim(what, share(0, 0), "100 %", met=False))
 
     killed: list[tuple[str | Figure, ...]] = []
-    for deed, deaths in deaths_by_deed.items():
-        counts, points = judge_deaths(deed, deaths), len(deaths)
-        killed.append((deed, str(points), *(str(counts[name]) for name in ("old", "new", "neither", "agree"))))
+    for change, deaths in deaths_by_change.items():
+        counts, points = judge_deaths(change, deaths), len(deaths)
+        killed.append((change, str(points), *(str(counts[name]) for name in ("old", "new", "neither", "agree"))))
         right = points - counts["neither"]
-        title = f"`kill -9` in a {deed}"
+        title = f"`kill -9` in a {change}"
         claims += [
             Claim(f"{title}: the old deployment or the new", share(right, points), "100 %", met=right == points > 0),
             Claim(
@@ -708,9 +709,9 @@ def run(bench: Bench) -> Section:
         ]
     deaths_note = (
         "The process is killed before each INSERT, UPDATE, DELETE and COMMIT in turn, of the ledger (SQLite) and of "
-        "MLflow's registry (SQLite); then another process looks, and runs the deed again."
+        "MLflow's registry (SQLite); then another process looks, and runs the change again."
     )
-    columns = ("deed", "killed", "old deployment", "new deployment", "neither", "agree after a second run")
+    columns = ("change", "killed", "old deployment", "new deployment", "neither", "agree after a second run")
     return Section(
         tables=[
             Table("Audit: what must always hold", ("what", "held", "runs"), rows, note),

@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from functools import cache
 
 import numpy as np
-from rates.tables import Bench, Claim, Figure, Section, Table, median, share
+from rates.endings import endings
+from rates.tables import Claim, Figure, Runner, Section, Table, median, share
 from scipy import stats
 
 from perennial.decisions import rollout, statistics
 from perennial.records import PairedSum, RolloutEvidence, RolloutHistory, ServedSum, StageEvidence, Verdict
-from perennial.specs import Rollout
+from perennial.spec import Rollout
 
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -60,7 +61,7 @@ class End:
     exposed: int
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     runs = 40 if bench.quick else 2000
     found = {case.name: _gather(bench, case, runs) for case in CASES}
     section = Section()
@@ -68,6 +69,7 @@ def run(bench: Bench) -> Section:
     _dependence(section, bench, found, runs)
     _nothing(section, bench, runs)
     _noise(section, bench, runs)
+    endings(section, bench, runs)
     return section
 
 
@@ -150,7 +152,7 @@ def looks_of(case: Case, seed: int) -> list[Look]:
     return [Look(old[cut], new[cut], sides(draw, case)) for cut in cuts]
 
 
-def _gather(bench: Bench, case: Case, runs: int) -> dict[str, list[End]]:
+def _gather(bench: Runner, case: Case, runs: int) -> dict[str, list[End]]:
     items = [(case, first, min(CHUNK, runs - first)) for first in range(0, runs, CHUNK)]
     chunks = bench.map(simulate, items, f"canary: {case.name}")
     return {name: [end for chunk in chunks for end in chunk[name]] for name in chunks[0]}
@@ -181,7 +183,8 @@ def ladder(look: int) -> float:
 
 
 def decide(stages: list[StageEvidence], policy: Rollout = POLICY, partitions: int = 0) -> Verdict:
-    evidence = RolloutEvidence("r", "1", "2", policy.strategy, tuple(stages), partitions, NOW)
+    # a service that measures whatever its policy guards: alpha is shared as the policy says
+    evidence = RolloutEvidence("r", "1", "2", policy.strategy, tuple(stages), partitions, NOW, policy.guardrails)
     return rollout.decide(evidence, policy, RolloutHistory()).verdict
 
 
@@ -445,7 +448,7 @@ def _at_least(text: str, figure: Figure, least: float) -> Claim:
 # --- rows that hang together ---------------------------------------------------------------------------------------
 
 
-def _dependence(section: Section, bench: Bench, found: dict[str, dict[str, list[End]]], runs: int) -> None:
+def _dependence(section: Section, bench: Runner, found: dict[str, dict[str, list[End]]], runs: int) -> None:
     equal, six, worse = (found[f"{name}, AR .5"] for name in ("equal", "6 %", "worse by the margin"))
     rows = [
         (
@@ -547,7 +550,7 @@ def _series_rolled_back(old: Numbers, new: Numbers) -> bool:
 # --- nothing to judge ----------------------------------------------------------------------------------------------
 
 
-def _nothing(section: Section, bench: Bench, runs: int) -> None:
+def _nothing(section: Section, bench: Runner, runs: int) -> None:
     kinds = ("no traffic", "metrics missing")
     items = [(kind, first, min(CHUNK, runs - first)) for kind in kinds for first in range(0, runs, CHUNK)]
     held: dict[str, list[bool]] = {kind: [] for kind in kinds}
@@ -611,7 +614,7 @@ def _good_stage(draw: np.random.Generator, number: int, split: float) -> StageEv
 ROW_SPREAD, NOISE = 0.3, 0.01
 
 
-def _noise(section: Section, bench: Bench, runs: int) -> None:
+def _noise(section: Section, bench: Runner, runs: int) -> None:
     rows: list[tuple[str | Figure, ...]] = []
     for size in (600, 2000, 6000):
         items = [(size, first, min(CHUNK, runs - first)) for first in range(0, runs, CHUNK)]

@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 from rates import columns as made
 from rates.columns import MIXED, Categorical, Column
-from rates.tables import Bench, Claim, Figure, Section, Table, share
+from rates.drift_days import days_together
+from rates.tables import Claim, Figure, Runner, Section, Table, share
 from scipy import stats
 
 from perennial.decisions import drift
-from perennial.loop.monitor import TRAILING_PARTITIONS
+from perennial.loop.monitor.drift import TRAILING_PARTITIONS
 from perennial.measures import profiles
 from perennial.records import Decision, DriftEvidence, Profile
-from perennial.specs import Monitoring
+from perennial.spec import Monitoring
 
 NOMINAL = 0.01
 BATCHES = (100, 300, 1_000, 10_000, 100_000)
@@ -47,7 +48,7 @@ def drifted(decision: Decision, floor: float) -> list[str]:
 
 
 def both(decision: Decision) -> tuple[bool, bool]:
-    """Any alarm by surprise alone, and any by the verdict."""
+    """Any call by surprise alone, and any that is big enough too: what `shifted` says, and no alarm comes without."""
     return bool(drifted(decision, 0.0)), bool(drifted(decision, FLOOR))
 
 
@@ -166,7 +167,7 @@ def by_evidently(item: tuple[str, int, int]) -> tuple[bool, bool]:
     return failed[0], any(failed[1:])
 
 
-def calibration(bench: Bench) -> Section:
+def calibration(bench: Runner) -> Section:
     items = [
         (rows, seed)
         for rows in REFERENCES
@@ -212,7 +213,7 @@ def calibration(bench: Bench) -> Section:
     return Section([table], claims)
 
 
-def rivals(bench: Bench) -> Section:
+def rivals(bench: Runner) -> Section:
     seeds = 20 if bench.quick else 500
     runs = 2 if bench.quick else 15
     kinds = ("mixed", "plain")
@@ -316,7 +317,7 @@ def powers(seed: int) -> dict[tuple[str, float, int], list[tuple[bool, bool, boo
     return found
 
 
-def power(bench: Bench) -> Section:
+def power(bench: Runner) -> Section:
     runs = bench.map(powers, range(10 if bench.quick else 300), "drift: power")
 
     def figure(key: tuple[str, float, int], place: int) -> Figure:
@@ -425,7 +426,7 @@ def seasons(item: tuple[str, int]) -> dict[str, tuple[int, int]]:
     return {policy: (found[0], found[1]) for policy, found in alarms.items()}
 
 
-def season(bench: Bench) -> Section:
+def season(bench: Runner) -> Section:
     kinds = ("returns", "weather")
     items = [(kind, seed) for kind in kinds for seed in range(1 if bench.quick else 20)]
     found = bench.map(seasons, items, "drift: two years of a season")
@@ -468,7 +469,7 @@ def season(bench: Bench) -> Section:
     return Section([table], [claim])
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     """All tables and claims about drift."""
-    parts = [part(bench) for part in (calibration, rivals, power, season)]
+    parts = [part(bench) for part in (calibration, rivals, power, season, days_together)]
     return Section([t for part in parts for t in part.tables], [c for part in parts for c in part.claims])

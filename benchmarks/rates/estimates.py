@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from processes import PROJECT
-from rates.tables import Bench, Claim, Figure, Section, Table, mean, share
+from rates.tables import Claim, Figure, Runner, Section, Table, mean, share
 from river.datasets import synth
 from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.naive_bayes import GaussianNB
 
-from perennial import sources, training
+from perennial.data import sources
 from perennial.measures import estimates, quality
+from perennial.model import training
 from perennial.records import Partition
 from perennial.settings import Settings
-from perennial.specs import load_spec
+from perennial.spec import load_spec
 
 RIVAL = PROJECT / "benchmarks" / "nannyml"
 REFERENCE = "reference"
@@ -327,7 +328,7 @@ def errors(mine: pd.DataFrame, rivals: pd.DataFrame | None, metric: str, *, by_d
     return [over(our), over(their), over(our - their)]
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     """Flights by week, made data with another mix, and the coverage of the intervals."""
     python, why = rival()
     wanted = [(FLIGHTS, 0), *((name, seed) for name in MADE for seed in range(2 if bench.quick else 20))]
@@ -390,7 +391,7 @@ def _accuracy(
     return Table("Estimated quality: mean absolute error", columns, rows, note), claims
 
 
-def _coverage(bench: Bench, mine: dict[str, pd.DataFrame], rivals: dict[str, pd.DataFrame | None]) -> Table:
+def _coverage(bench: Runner, mine: dict[str, pd.DataFrame], rivals: dict[str, pd.DataFrame | None]) -> Table:
     runs = 100 if bench.quick else 2_000
     rows: list[tuple[str | Figure, ...]] = []
     for kind in SHARED:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rates.tables import Bench, Claim, Figure, Section, Table, median, share
+from rates.tables import Claim, Figure, Runner, Section, Table, median, share
 from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 
-from perennial.decisions import promotion
+from perennial.decisions import planning, promotion
+from perennial.decisions.promotion import BETTER_ALPHA
 from perennial.measures import quality
 from perennial.records import Calibration, PairedSum, PromotionEvidence, Verdict
-from perennial.specs import Gate
+from perennial.spec import Gate
 
 Rows = np.ndarray
 
@@ -27,6 +28,7 @@ MARGIN = 0.05
 MODES = {
     "superior": Gate(mode="superior", margin=MARGIN),
     "non_inferior": Gate(mode="non_inferior", margin=MARGIN),
+    "better": Gate(mode="better", margin=MARGIN),
 }
 DAYS = (7, 14, 30, 60)
 ROWS_A_DAY = 120
@@ -158,11 +160,12 @@ def summed(sizes: Rows, champion: Rows, challenger: Rows) -> Sums:
 def evidence(holdout: Sums, slices: dict[str, Sums] | None = None) -> PromotionEvidence:
     """What the gate reads; whatever is not under test is in order."""
     rows = int(holdout.rows.sum())
+    pairs = holdout.pairs
     return PromotionEvidence(
         challenger_run="simulated",
         champion="1",
         metric="log_loss",
-        clusters=holdout.pairs,
+        clusters=pairs,
         slices={name: part.pairs for name, part in (slices or {}).items()},
         baseline_loss=1e9,
         calibration=(Calibration(rows, 0.3 * rows, 0.3 * rows),),
@@ -172,7 +175,30 @@ def evidence(holdout: Sums, slices: dict[str, Sums] | None = None) -> PromotionE
         holdout_label_mean=0.3,
         new_rows=rows,
         champion_label_mean=0.3,
+        against_baseline=beside(pairs, 1e9),
+        predicted=residuals(pairs, 0.3, 0.3),
+        baseline_calibration_error=0.05,
+        champion_calibration_error=0.0,
     )
+
+
+def beside(pairs: tuple[PairedSum, ...], constant: float) -> tuple[PairedSum, ...]:
+    """The challenger beside a baseline that loses the same on every row."""
+    found = []
+    for p in pairs:
+        difference = p.challenger - constant * p.rows
+        found.append(PairedSum(p.cluster, p.rows, constant * p.rows, p.challenger, difference, difference**2 / p.rows))
+    return tuple(found)
+
+
+def residuals(pairs: tuple[PairedSum, ...], predicted: float, observed: float) -> tuple[PairedSum, ...]:
+    """Mean prediction beside mean outcome, the same on every day."""
+    found = []
+    for p in pairs:
+        difference = (predicted - observed) * p.rows
+        sums = (observed * p.rows, predicted * p.rows, difference, difference**2 / p.rows)
+        found.append(PairedSum(p.cluster, p.rows, *sums))
+    return tuple(found)
 
 
 def admits(found: PromotionEvidence, policy: Gate) -> bool:
@@ -261,11 +287,11 @@ def powers(task: Task) -> dict[str, list[tuple[int, int, list[bool]]]]:
         sizes = day_sizes(rng, task.days)
         pilot = evidence(summed(sizes, *draw(task.kind, rng, sizes)).scaled((1 - MARGIN) / task.ratio))
         for mode, policy in MODES.items():
-            spread = promotion.measured(pilot, policy)
-            if spread is None:
+            components = planning.measured_components(pilot, policy)
+            if components is None:
                 found[mode].append((0, 0, [False] * len(JUDGES)))
                 continue
-            need = promotion.rows_needed(spread, policy)
+            need = planning.holdout_needed(components, policy)
             sizes = day_sizes(rng, need.days)
             holdout = summed(sizes, *draw(task.kind, rng, sizes)).scaled((1 - MARGIN) / task.ratio)
             found[mode].append((need.days, int(sizes.sum()), judge(holdout)))
@@ -383,10 +409,16 @@ def window(task: WindowTask) -> tuple[Rows, dict[str, int]]:
         ]
         holdout = summed(sizes, *losses)
         constant = quality.row_losses("binary", "log_loss", truth, np.full(len(rows), y[train].mean()))
+        pairs, days = holdout.pairs, np.repeat([f"{day:05d}" for day in range(len(sizes))], sizes)
         known = replace(
             evidence(holdout),
             baseline_loss=float(constant.mean()),
+            against_baseline=beside(pairs, float(constant.mean())),
             calibration=quality.calibration("binary", truth, said),
+            predicted=quality.paired_sums(days, truth.astype(float), said),
+            outcome_sd=float(truth.std()),
+            baseline_calibration_error=abs(float(y[train].mean() - truth.mean())),
+            champion_calibration_error=abs(float(champion.predict_proba(x[rows])[:, 1].mean() - truth.mean())),
             training_rows=WINDOW,
             training_label_mean=float(y[train].mean()),
             holdout_label_mean=float(truth.mean()),
@@ -402,7 +434,7 @@ def window(task: WindowTask) -> tuple[Rows, dict[str, int]]:
 # --- the section -----------------------------------------------------------------------------------------------------
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     ratios = dict(zip(KINDS, bench.map(calibrate, list(KINDS), "gate: equal challengers"), strict=True))
     level_tables, level_claims, level_hits = measure_levels(bench, ratios)
     power_table, power_claims, power_hits = measure_power(bench, ratios)
@@ -430,7 +462,7 @@ def run(bench: Bench) -> Section:
         rows,
         "Equal and worse: 14 days, all kinds of challengers. Better: holdouts of the size that the power calculation "
         "of mode superior asks for after a pilot of 14 days. To admit is right in the third column, and in the first "
-        "for non_inferior; nowhere else.",
+        "for non_inferior; nowhere else. Mode better lets the rollout judge: of equal ones it admits every second one.",
     )
     return Section(
         [*level_tables, power_table, slice_table, window_table, rivals],
@@ -446,7 +478,7 @@ def chunks(runs: int, size: int = 50) -> list[tuple[int, int]]:
 Hits = tuple[Rows, int]
 
 
-def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table], list[Claim], list[Hits]]:
+def measure_levels(bench: Runner, ratios: dict[str, float]) -> tuple[list[Table], list[Claim], list[Hits]]:
     """Holdouts of fixed size: equal challengers and those worse by the margin."""
     runs = 40 if bench.quick else 500
     tasks = [
@@ -460,8 +492,14 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
         kept = [(t.runs, int(hits[effect][judge])) for t, hits in found if t.kind in kinds and t.days in days]
         return share(sum(hits for _, hits in kept), sum(count for count, _ in kept))
 
-    cells = [("equal", 0), ("worse", 0), ("worse", 1)]
-    titles = ("equal, admitted as better", "worse by the margin, superior", "worse by the margin, non_inferior")
+    cells = [("equal", 0), ("worse", 0), ("worse", 1), ("equal", 2), ("worse", 2)]
+    titles = (
+        "equal, admitted as better",
+        "worse by the margin, superior",
+        "worse by the margin, non_inferior",
+        "equal, better",
+        "worse by the margin, better",
+    )
     by_kind = {kind: [pool(effect, place, kinds=[kind]) for effect, place in cells] for kind in KINDS}
     every = [pool(effect, place) for effect, place in cells]
     rows: list[tuple[str | Figure, ...]] = [
@@ -473,7 +511,7 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
         "Gate: chance to let in a challenger that should stay out",
         ("challenger", "days of holdout", *titles),
         rows,
-        f"Margin {MARGIN:.0%}, alpha 5 %, risk 1 %, about {ROWS_A_DAY} rows a day, days of unequal size, rows of a day "
+        f"Margin {MARGIN:.0%}, alpha 5 and 1 %, about {ROWS_A_DAY} rows a day, days of unequal size, rows of a day "
         "alike. Too sure, and failing on odd days, make the difference of days skewed.",
     )
     stormy = Table(
@@ -495,7 +533,7 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
         "Share admitted of equal challengers that gain 4 % on nine days of ten and lose 36 % on the tenth: fourteen "
         "days without such a day, one holdout in four, show nothing of it. The rollout has to find it.",
     )
-    worst = [max((figures[i] for figures in by_kind.values()), key=lambda f: f.value) for i in range(3)]
+    worst = [max((figures[i] for figures in by_kind.values()), key=lambda f: f.value) for i in range(len(cells))]
     claims = [
         Claim("Equal quality, admitted as better", every[0], "at most 5 %", every[0].value <= 0.05),
         Claim(
@@ -508,6 +546,15 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
             worst[2],
             "at most 1 %",
             worst[2].value <= 0.01,
+        ),
+        # of equal ones it admits half by its design; the rollout's own rates say what then serves
+        Claim("Equal quality, admitted (better)", every[3], "at most 50 %", every[3].value <= 0.5),
+        Claim("Worse by the margin, admitted (better)", every[4], "at most 20 %", every[4].value <= BETTER_ALPHA),
+        Claim(
+            "Worse by the margin, admitted (better): the worst of six kinds",
+            worst[4],
+            "at most 20 %",
+            worst[4].value <= BETTER_ALPHA,
         ),
     ]
     fortnight = [(task.runs, hits) for task, hits in found if task.days == 14]
@@ -522,7 +569,7 @@ def measure_levels(bench: Bench, ratios: dict[str, float]) -> tuple[list[Table],
     )
 
 
-def measure_power(bench: Bench, ratios: dict[str, float]) -> tuple[Table, list[Claim], Hits]:
+def measure_power(bench: Runner, ratios: dict[str, float]) -> tuple[Table, list[Claim], Hits]:
     """Better by the margin, on the rows that the power calculation asks for."""
     runs = 15 if bench.quick else 350
     tasks = [
@@ -561,7 +608,7 @@ def measure_power(bench: Bench, ratios: dict[str, float]) -> tuple[Table, list[C
     return table, claims, (hits, len(superior))
 
 
-def measure_slices(bench: Bench) -> tuple[Table, list[Claim], Hits]:
+def measure_slices(bench: Runner) -> tuple[Table, list[Claim], Hits]:
     """Floors by slice: harm is found, and nobody is refused by chance."""
     runs = 40 if bench.quick else 2000
     settings = {
@@ -584,9 +631,9 @@ def measure_slices(bench: Bench) -> tuple[Table, list[Claim], Hits]:
     hits = {name: np.sum([hit for hit, _ in parts], axis=0) for name, parts in found.items()}
     table = Table(
         "Gate: floors by slice",
-        ("challenger", "refused for a slice", "admitted, superior", "admitted, non_inferior"),
+        ("challenger", "refused for a slice", *(f"admitted, {mode}" for mode in MODES)),
         [
-            (name, share(blamed[name], runs), share(int(hits[name][0]), runs), share(int(hits[name][1]), runs))
+            (name, share(blamed[name], runs), *(share(int(hits[name][place]), runs) for place in range(len(MODES))))
             for name in settings
         ],
         "14 days of about 400 rows; the smallest of 5 slices has 5 % of the rows, of 20 slices 1 %. Slices under 200 "
@@ -603,7 +650,7 @@ def measure_slices(bench: Bench) -> tuple[Table, list[Claim], Hits]:
     return table, claims, (hits[names[3]], runs)
 
 
-def measure_windows(bench: Bench, ratios: dict[str, float]) -> tuple[Table, list[Claim], list[Hits]]:
+def measure_windows(bench: Runner, ratios: dict[str, float]) -> tuple[Table, list[Claim], list[Hits]]:
     """60 % positives where the truth is 5 %, and fifty rows."""
     runs = 40 if bench.quick else 2000
     tasks = [WindowTask(odd, seed, n) for odd in (False, True) for seed, n in chunks(runs, 250)]
@@ -623,17 +670,19 @@ def measure_windows(bench: Bench, ratios: dict[str, float]) -> tuple[Table, list
     labels = ("holdout from the true world", "holdout from the same odd window")
     table = Table(
         "Gate: a challenger fitted on 400 rows with 60 % positives, where the truth is 5 %",
-        ("", "refused by label shift", "by calibration", "by the comparison", "admitted, superior", "non_inferior"),
+        ("", "refused by label shift", "by calibration", "by the comparison", *(f"admitted, {mode}" for mode in MODES)),
         [
-            (label, *why.values(), share(int(hit[0]), runs), share(int(hit[1]), runs))
+            (label, *why.values(), *(share(int(hit[place]), runs) for place in range(len(MODES))))
             for label, why, (hit, _) in zip(labels, refused, hits, strict=True)
         ],
         "Logistic regressions, really fitted; the champion on 20,000 true rows.",
     )
     claims = [
         Claim(f"Kept out: 60 % positives, {label}", figure, "all", figure.value == 1)
-        for label, figure in zip(labels, (share(runs - int(max(hit[:2])), runs) for hit, _ in hits), strict=True)
+        for label, figure in zip(
+            labels, (share(runs - int(max(hit[: len(MODES)])), runs) for hit, _ in hits), strict=True
+        )
     ]
-    kept = share(fifty[1] - int(max(fifty[0][:2])), fifty[1])
+    kept = share(fifty[1] - int(max(fifty[0][: len(MODES)])), fifty[1])
     claims.append(Claim("Kept out: 20 % better on 50 rows", kept, "all", kept.value == 1))
     return table, claims, [*hits, fifty]

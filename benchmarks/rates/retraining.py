@@ -2,7 +2,8 @@
 
 Everybody fits the same boosted trees, starts with the first four batches, and serves a new fit from the next batch on.
 Rivals learn from the newest 2,000 labelled rows. Perennial asks its rule, and learns from the labelled rows after the
-change that the rule names. No gate and no rollout, for nobody: they are measured on their own.
+change that the rule names; once more it lives with the rivals' window, so that detection and window are told apart. No
+gate and no rollout, for nobody: they are measured on their own.
 """
 
 from __future__ import annotations
@@ -19,27 +20,31 @@ import pandas as pd
 import pyarrow as pa
 from rates import streams
 from rates.streams import BATCHES, ROWS, Floats, Stream
-from rates.tables import Bench, Claim, Figure, Section, Table, mean, share
+from rates.tables import Claim, Figure, Runner, Section, Table, mean, share
 from river import drift as river_drift
 from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from perennial import specs
-from perennial.decisions import drift, retraining
+from perennial.decisions import drift, retraining, reuse
 from perennial.measures import estimates, profiles, quality
 from perennial.records import (
     Calibration,
     DriftEvidence,
     LossBin,
     LossSum,
+    Outcome,
     PastRetrain,
     Profile,
     QualityPoint,
     RetrainingEvidence,
     RetrainingHistory,
+    ReuseEvidence,
+    TriedVersion,
+    Trigger,
     Verdict,
     from_json,
 )
+from perennial.spec import NEVER, Monitoring, Retraining, Window
 
 START = streams.HISTORY
 WINDOW = 4 * ROWS
@@ -253,8 +258,10 @@ def live_as_rival(world: World, rival: Rival) -> Life:
 
 # --- Perennial -------------------------------------------------------------------------------------------------------
 
-#: a batch is a week, and one bad week is reason enough; all else is the default
-RETRAINING, MONITORING = specs.Retraining(patience=1), specs.Monitoring()
+#: all is the default, but that evidence alone asks: neither age nor new rows are reasons, and none is too many. A
+#: calendar would be measured beside the rivals' calendars, not beside their detectors
+RETRAINING = Retraining(max_age=NEVER, new_rows=None, budget=BATCHES)
+MONITORING = Monitoring()
 
 
 @dataclass(frozen=True)
@@ -266,9 +273,11 @@ class Champion:
     calibration: tuple[Calibration, ...]
     rows: Any
     reference: Profile
-    #: loss by stretch of prediction at admission
+    #: loss by score bin at admission
     curve: tuple[LossBin, ...]
     baseline_loss: float
+    #: share of positives among its training rows: what a constant would predict
+    constant: float
     #: first batch that it serves
     since: int
 
@@ -308,12 +317,13 @@ def admit(stream: Stream, rows: Any, since: int, former: Sequence[Champion] = ()
         reference=profiles.build_reference(_table(stream, rows), stream.columns, (), bins=MONITORING.bins),
         curve=quality.loss_curve(judged, losses),
         baseline_loss=float(np.mean(quality.row_losses("binary", METRIC, stream.labels[new], constant))),
+        constant=float(constant[0]),
         since=since,
     )
 
 
 def _returned(stream: Stream, window: Any, former: Sequence[Champion]) -> Any:
-    """The former champion's model that surely beats a fit of the window's earlier half on its later half, or None."""
+    """The former champion's model that `decisions/reuse.py` prefers to a fit of the window's earlier half, or None."""
     if not former:
         return None
     half = len(window) // 2
@@ -323,9 +333,13 @@ def _returned(stream: Stream, window: Any, former: Sequence[Champion]) -> Any:
         return quality.row_losses("binary", METRIC, stream.labels[later], probability(model, stream.features[later]))
 
     fresh = losses(fit(stream.features[early], stream.labels[early]))
-    found = {number: losses(one.model) for number, one in enumerate(former)}
-    best = min(found, key=lambda number: float(found[number].mean()))
-    return former[best].model if quality.surely_lower(found[best], fresh) else None
+    weeks = np.asarray(later) // ROWS
+    tried = tuple(
+        TriedVersion(str(number), quality.paired_sums(weeks, fresh, losses(champion.model)))
+        for number, champion in enumerate(former)
+    )
+    chosen = reuse.decide(ReuseEvidence("stream", "", tried), Window()).statistics["version"]
+    return None if chosen is None else former[int(chosen)].model
 
 
 def accepted(stream: Stream, batch: int) -> bool:
@@ -356,8 +370,9 @@ def accepted(stream: Stream, batch: int) -> bool:
 class Perennial:
     """The sensor's turn after every batch, through the very rules of the product."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.stream = world, world.stream
+    def __init__(self, world: World, *, newest: bool = False) -> None:
+        """`newest`: learn from the rivals' window and bring nobody back, so that only the question when differs."""
+        self.world, self.stream, self.newest = world, world.stream, newest
         self.life = Life()
         self.past: list[PastRetrain] = []
         self.predicted: dict[int, Floats] = {}
@@ -396,8 +411,8 @@ class Perennial:
             PastRetrain(
                 as_of=evidence.as_of,
                 reason=decision.reasons[0],
-                outcome="promoted",
-                trigger=decision.statistics["trigger"],
+                outcome=Outcome.PROMOTED,
+                trigger=Trigger(decision.statistics["trigger"]),
                 change_partition=change,
                 loss_before=before and from_json(LossSum, before),
                 admitted_loss=decision.statistics["admitted_loss"],
@@ -409,7 +424,7 @@ class Perennial:
         self.former[self.concept] = champion
         self.concept = change
         # too few rows since the change: the window reaches back behind it, as loop/retrain does
-        if change is None or len(after) < 200:
+        if self.newest or change is None or len(after) < 200:
             return admit(self.stream, rows[-WINDOW:], batch + 1)
         # as loop/retrain: neither the champion that is to be replaced, nor one that has learnt from these rows
         former = [one for one in self.former.values() if one is not champion and one.rows[-1] < after[0]]
@@ -430,8 +445,18 @@ class Perennial:
             if known.any() or number + self.stream.delay <= batch:
                 scores = self.predicted[number][known]
                 losses = quality.row_losses("binary", METRIC, self.stream.labels[rows[known]], scores)
-                places = quality.losses_by_place(scores, losses, champion.curve)
-                realised.append(QualityPoint(key(number), quality.loss_sum(losses), ROWS, places=places))
+                bins = quality.losses_by_score_bin(scores, losses, champion.curve)
+                constant = np.full(len(losses), champion.constant)
+                above = losses - quality.row_losses("binary", METRIC, self.stream.labels[rows[known]], constant)
+                realised.append(
+                    QualityPoint(
+                        key(number),
+                        quality.loss_sum(losses),
+                        ROWS,
+                        score_bins=bins,
+                        above_constant=quality.loss_sum(above) if len(above) else None,
+                    )
+                )
             else:
                 loss, half = estimates.estimate(
                     "binary", METRIC, self.predicted[number], calibration=champion.calibration
@@ -453,14 +478,14 @@ class Perennial:
             admitted=champion.admitted,
             quality=tuple(realised),
             estimated=tuple(estimated),
-            drift_verdict=found.verdict,
-            drifted_columns=tuple(found.statistics["drifted"]),
-            quarantined=bool(self.lost & {batch, batch - 1}),
+            drift_verdict=Verdict.DRIFTED if found.statistics["shifted"] else Verdict.STABLE,
+            drifted_columns=tuple(found.statistics["shifted"]),
+            quarantined=batch in self.lost,
             champion_trained_until=when(champion.since),
             champion_rows=len(champion.rows),
             new_rows=int((labelled > champion.rows[-1]).sum()),
             in_flight=False,
-            admitted_places=tuple(place.loss for place in champion.curve),
+            admitted_score_bins=tuple(score_bin.loss for score_bin in champion.curve),
             baseline_loss=champion.baseline_loss,
         )
 
@@ -468,6 +493,8 @@ class Perennial:
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 PERENNIAL = "Perennial"
+#: detection alone: with the window of the rivals
+PERENNIAL_NEWEST = "Perennial, with the rivals' window"
 #: what the tables call the streams
 NAMES = {
     "stationary": "stationary",
@@ -516,7 +543,7 @@ def live_everybody(item: tuple[str, int]) -> dict[str, Result]:
     name, seed = item
     stream = getattr(streams, name)(seed)
     world = World(stream)
-    lives = {PERENNIAL: Perennial(world).live()}
+    lives = {PERENNIAL: Perennial(world).live(), PERENNIAL_NEWEST: Perennial(world, newest=True).live()}
     lives |= {rival.name: live_as_rival(world, rival) for rival in RIVALS}
     return {policy: _count(stream, life) for policy, life in lives.items()}
 
@@ -547,7 +574,7 @@ def _row(policy: str, results: Sequence[Result]) -> tuple[str | Figure, ...]:
     return (policy, _retrains(results), _found(results), mean_delay, _error(results))
 
 
-def run(bench: Bench) -> Section:
+def run(bench: Runner) -> Section:
     seeds = range(1, 3 if bench.quick else 21)
     names = ("noisy", "small") if bench.quick else tuple(NAMES)
     items = [(name, seed) for name in names for seed in seeds]

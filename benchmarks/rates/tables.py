@@ -65,7 +65,7 @@ def median(values: Sequence[float]) -> Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the README: cells are text, or a `Figure`."""
+    """One table of the page: cells are text, or a `Figure`."""
 
     title: str
     columns: tuple[str, ...]
@@ -92,7 +92,7 @@ class Section:
     claims: list[Claim] = field(default_factory=list)
 
 
-class Bench(Protocol):
+class Runner(Protocol):
     """What a section may ask of the runner."""
 
     #: a few runs only: figures are no measurements

@@ -15,19 +15,25 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 class Settings(BaseSettings):
     """`PERENNIAL_*` variables; every default lives under `PERENNIAL_HOME`, which `rm -r` resets."""
 
-    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, use_attribute_docstrings=True)
 
     home: Path = PROJECT / ".perennial"
-    #: local folder or s3://bucket/prefix (credentials and endpoint from the usual AWS_* variables)
+    """Folder of all local state: tables, databases, artifacts, reports, logs."""
     lake: str = ""
-    #: SQLAlchemy URL: sqlite:///... or postgresql+psycopg2://...
+    """Root of the tables: a local folder, or `s3://bucket/prefix` with credentials and endpoint from the usual `AWS_*`
+    variables. By default `lake` in the home folder."""
     ledger: str = ""
-    #: folder with `expectations/<suite>.json`
+    """SQLAlchemy URL of the ledger: `sqlite:///...` or `postgresql+psycopg2://...`. By default `ledger.db` in the home
+    folder."""
     suites: Path = PROJECT / "great_expectations"
-    #: MLflow: a server's http:// address, or sqlite:///...
+    """Folder that holds `expectations/<suite>.json`."""
     mlflow: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
+    """MLflow's tracking and registry address: a server's `http://` address, or `sqlite:///...`. By default `mlflow.db`
+    in the home folder."""
     airflow_url: str = "http://127.0.0.1:8080"
+    """Address of Airflow's UI, for links in alerts and pages."""
     mlflow_url: str = "http://127.0.0.1:5000"
+    """Address of MLflow's UI, for links in alerts and pages."""
 
     @property
     def lake_root(self) -> str:

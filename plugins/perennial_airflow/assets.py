@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from airflow.sdk import Asset
 
-from perennial.specs import ModelSpec
+from perennial.spec import ModelSpec
 
 
 def predictions(spec: ModelSpec) -> Asset:

@@ -7,13 +7,14 @@ connection they go to the log alone. An alert that cannot be delivered never cha
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from perennial.errors import BatchQuarantined
-from perennial.specs import ModelSpec
+from perennial.records import Event, Verdict
+from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
     from airflow.providers.standard.operators.hitl import HITLOperator
@@ -57,7 +58,7 @@ class Alert:
 def send(spec: ModelSpec, alert: Alert) -> bool:
     """Log the alert and hand it to Slack. True where Slack took it.
 
-    An unreachable or refusing Slack is logged as an error and raises nothing: the verdict that the alert tells of
+    An unreachable or refusing Slack is logged as an error and raises nothing: the verdict
     stands whether somebody hears of it or not.
     """
     log.warning("ALERT %s", alert.text)
@@ -86,7 +87,7 @@ def send(spec: ModelSpec, alert: Alert) -> bool:
     return True
 
 
-# --- what is told ---------------------------------------------------------------------------------------------------
+# --- the alerts -----------------------------------------------------------------------------------------------------
 
 
 def task_failed(spec: ModelSpec, context: Context) -> None:
@@ -125,6 +126,19 @@ def cannot_tell(spec: ModelSpec, subject: str, reason: str, log_url: str) -> Non
         subject=f"batch {subject}",
         happened=reason,
         first="Check that batches and labels arrive (docs/runbooks/failure.md). No retrain was started.",
+        links={"Log": log_url, "Status": status_url(spec)},
+    )
+    send(spec, alert)
+
+
+def incident(spec: ModelSpec, subject: str, happened: str, log_url: str) -> None:
+    """The champion is shown to predict worse than a constant."""
+    alert = Alert(
+        headline="Incident",
+        model=spec.name,
+        subject=f"batch {subject}",
+        happened=happened,
+        first="Ask whether its predictions should be used until it is replaced; follow docs/runbooks/incident.md.",
         links={"Log": log_url, "Status": status_url(spec)},
     )
     send(spec, alert)
@@ -177,9 +191,76 @@ def undecided(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
         subject=subject,
         happened=reason,
         first=(
-            "Compare both versions on the status page, then take the challenger back (docs/runbooks/rollback.md) or "
-            "let it hold: no retrain starts meanwhile."
+            "Compare both versions on the status page. Then go on without the evidence "
+            f"(perennial advance {spec.name} --reason ...), take the challenger back (perennial rollback {spec.name}), "
+            "or let it wait (docs/runbooks/rollout_undecided.md)."
         ),
+        links={"Log": log_url, "Status": status_url(spec)},
+    )
+    send(spec, alert)
+
+
+def ended(spec: ModelSpec, verdict: str, subject: str, reason: str, log_url: str) -> None:
+    """A rollout has ended; the alert is the one of its end."""
+    alerts: dict[str, Callable[[ModelSpec, str, str, str], None]] = {
+        Verdict.PROMOTE: promoted,
+        Verdict.PROMOTE_UNDECIDED: promoted_undecided,
+        Verdict.ROLL_BACK_UNDECIDED: rolled_back_undecided,
+        Event.SUPERSEDED: superseded,
+    }
+    alerts.get(verdict, rolled_back)(spec, subject, reason, log_url)
+
+
+def promoted_undecided(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
+    """A rollout's time was over, and the challenger, not shown to be better, had the lower loss."""
+    alert = Alert(
+        headline="Promoted undecided",
+        model=spec.name,
+        subject=subject,
+        happened=reason,
+        first=(
+            "Look at the losses of both versions on the status page. If you know better than the figures: "
+            f"perennial rollback {spec.name} (docs/runbooks/rollout_undecided.md)"
+        ),
+        links={"Log": log_url, "Status": status_url(spec), "MLflow": mlflow_model_url(spec)},
+    )
+    send(spec, alert)
+
+
+def rolled_back_undecided(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
+    """A rollout's time was over, and the challenger was neither shown to be harmful nor to be any better."""
+    alert = Alert(
+        headline="Rolled back undecided",
+        model=spec.name,
+        subject=subject,
+        happened=reason,
+        first="The champion serves everything again; the next retrain may start (docs/runbooks/rollout_undecided.md).",
+        links={"Log": log_url, "Status": status_url(spec), "MLflow": mlflow_model_url(spec)},
+    )
+    send(spec, alert)
+
+
+def superseded(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
+    """A newer challenger took a rollout's place."""
+    alert = Alert(
+        headline="Rollout superseded",
+        model=spec.name,
+        subject=subject,
+        happened=reason,
+        first="Nothing. The newer challenger's rollout has begun.",
+        links={"Log": log_url, "Status": status_url(spec), "MLflow": mlflow_model_url(spec)},
+    )
+    send(spec, alert)
+
+
+def advanced(spec: ModelSpec, subject: str, happened: str, log_url: str) -> None:
+    """A person sent a challenger on without waiting for the evidence."""
+    alert = Alert(
+        headline="Advanced by a person",
+        model=spec.name,
+        subject=subject,
+        happened=happened,
+        first=f"Nothing: harm is still rolled back. To undo it: perennial rollback {spec.name}",
         links={"Log": log_url, "Status": status_url(spec)},
     )
     send(spec, alert)
@@ -203,7 +284,7 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
     from airflow.sdk import BaseNotifier
 
     class ApprovalWanted(BaseNotifier):
-        """Tells that a person must decide."""
+        """The alert that a person must decide."""
 
         def notify(self, context: Context) -> None:
             """Send the alert with the address of the page where the answer is given."""

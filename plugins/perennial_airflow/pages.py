@@ -6,6 +6,7 @@ change anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,26 +17,15 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from perennial.records import LedgerEntry
-from perennial.specs import ModelSpec, load_specs
+from perennial.records import DECISION_KINDS, LedgerEntry
+from perennial.spec import ModelSpec, load_specs
 from perennial_airflow import notify, wiring
 from perennial_airflow.workflow import dag_id
 
 if TYPE_CHECKING:
     from perennial.stores.ports import Ledger
 
-#: Kinds of ledger entries that a person wants to see; the rest is bookkeeping.
-DECISIONS = (
-    "validation",
-    "drift",
-    "label_drift",
-    "health",
-    "retraining",
-    "promotion",
-    "rollout",
-    "deployment",
-    "override",
-)
+#: Rows of each table on a model's page.
 SHOWN_DECISIONS = 15
 SHOWN_REPORTS = 20
 WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
@@ -65,7 +55,7 @@ def make_app() -> FastAPI:
         return _templates.get_template("status.html").render(models=models, errors=errors, detail=None)
 
     @app.get("/status/{model}", response_class=HTMLResponse)
-    def one_model(model: str) -> str:
+    def model_page(model: str) -> str:
         settings = wiring.settings()
         spec = load_specs()[0].get(model)
         if spec is None:
@@ -111,23 +101,33 @@ def report_names(folder: Path) -> list[str]:
 
 
 def summary(spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:
-    """One row of the table of models: who serves, how far a rollout is, the newest verdicts."""
+    """One row of the table of models: who serves, how far a rollout is and when it ends, the newest verdicts."""
+    from perennial.loop import rollout
+
     deployment = ledger.deployment(spec.name)
     newest = {kind: ledger.entries(spec.name, kind=kind, newest=1) for kind in ("health", "retraining")}
+    rollout_id = deployment.rollout_id if deployment else None
     return {
         "name": spec.name,
         "description": spec.description,
         "owner": spec.owner,
         "deployment": deployment,
         "stages": len(spec.rollout.steps),
-        **{kind: found[0] if found else None for kind, found in newest.items()},
+        "ends_at": rollout.ends_at(spec, ledger, rollout_id) if rollout_id else None,
+        **{kind: entries[0] if entries else None for kind, entries in newest.items()},
+        "incident": incident_of(newest["retraining"]),
     }
+
+
+def incident_of(newest: Sequence[LedgerEntry]) -> str:
+    """What the newest look of the retraining rule says of a champion that has failed; empty where it has not."""
+    return str(newest[0].body.get("statistics", {}).get("incident") or "") if newest else ""
 
 
 def decisions(spec: ModelSpec, ledger: Ledger) -> list[dict[str, Any]]:
     """The newest decisions about a model, newest first."""
     entries: list[LedgerEntry] = []
-    for kind in DECISIONS:
+    for kind in DECISION_KINDS:
         entries += ledger.entries(spec.name, kind=kind, newest=SHOWN_DECISIONS)
     newest = sorted(entries, key=lambda entry: entry.seq, reverse=True)[:SHOWN_DECISIONS]
     return [{"entry": entry, "reason": reason_of(entry)} for entry in newest]

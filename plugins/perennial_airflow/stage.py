@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from perennial.records import Verdict
-from perennial.specs import ModelSpec
+from perennial.errors import LedgerError
+from perennial.records import Deployment, Event, Verdict
+from perennial.spec import ModelSpec
 from perennial_airflow import notify, wiring
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from perennial.context import TaskContext
+
 
 class RolloutStage(BaseOperator):
     """Give the challenger its share, then judge every new piece of evidence until a verdict ends the stage.
 
-    ADVANCE ends the task. HOLD waits on. ROLL_BACK and PROMOTE end the rollout: the stages that follow are skipped.
-    So does a rollback by somebody else, from a shell or another run.
+    ADVANCE ends the task, also on a person's word. HOLD waits on. Whatever ends the rollout skips the stages that
+    follow: PROMOTE and ROLL_BACK, the two that its time brings about undecided, a person's word from a shell or
+    another run, and a newer challenger that takes the lane. A stage that the rollout has passed over ends at once.
     """
 
     def __init__(self, *, spec: ModelSpec, stage: int, **kwargs: Any) -> None:
@@ -31,51 +35,87 @@ class RolloutStage(BaseOperator):
         """Enter the stage and wait. A second try finds it entered, and judges what the first may have missed."""
         from perennial.loop import rollout
 
-        with wiring.deed(self.spec) as at:
-            deployment = at.stores.ledger.deployment(self.spec.name)
-            if deployment is None or deployment.rollout_id != at.run.run_id:
-                # ended by somebody else between two stages: the verdict stands in the ledger, and is told
-                self._judge(at)
+        with wiring.model_task(self.spec) as task:
+            before = task.stores.ledger.deployment(task.model)
+            entered = self._enter(task)
+            if entered is None:
+                # ended by somebody else, between two stages: the verdict stands in the ledger, and is told
+                self._judge(task)
                 return
-            rollout.enter_stage(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
-            seen = rollout.evidence_marker(at.stores.ledger, self.spec.name)
-            if context["ti"].try_number > 1 and self._judge(at) is not Verdict.HOLD:
+            seen = rollout.evidence_marker(task.stores.ledger, task.model)
+            # what is in `seen` already would not wake the stage: an end between the last two lines, and whatever came
+            # since an earlier try or a person entered it
+            entered_before = before is not None and before.stage >= self.stage
+            news = entered_before and rollout.is_measured_since(task.stores.ledger, task.model)
+            moved_on = entered.stage > self.stage or self._has_ended(task)
+            again = context["ti"].try_number > 1 or news or moved_on
+            if again and self._judge(task) is not Verdict.HOLD:
                 return
-        self._wait(seen)
+            until = self._until(task)
+        self._wait(seen, until)
 
     def look(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 - Airflow passes both
         """Judge; Airflow calls this with each new piece of evidence."""
         from perennial.loop import rollout
 
         self.log.info("stage %d of %s: new evidence %s", self.stage, self.spec.name, event["seen"])
-        with wiring.deed(self.spec) as at:
+        with wiring.model_task(self.spec) as task:
             # read before judging: evidence that arrives meanwhile wakes the task once more
-            seen = rollout.evidence_marker(at.stores.ledger, self.spec.name)
-            if self._judge(at) is not Verdict.HOLD:
+            seen = rollout.evidence_marker(task.stores.ledger, task.model)
+            if self._judge(task) is not Verdict.HOLD:
                 return
-        self._wait(seen)
+            until = self._until(task)
+        self._wait(seen, until)
 
-    def _judge(self, at: wiring.Deed) -> Verdict:
+    def _enter(self, task: TaskContext) -> Deployment | None:
+        """The deployment in this stage or a later one; None where the rollout has ended."""
         from perennial.loop import rollout
 
-        found = rollout.judge(self.spec, at.stores, at.run.run_id, self.stage, as_of=at.as_of_model, run=at.run)
-        verdict, reason = Verdict(found["verdict"]), str(found["reason"])
-        self.log.info("stage %d of %s: %s, %s", self.stage, self.spec.name, verdict, reason)
-        if verdict is Verdict.PROMOTE:
-            notify.promoted(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
+        if self._has_ended(task):
+            return None
+        try:
+            return rollout.enter_stage(task, task.run.run_id, self.stage)
+        except LedgerError:
+            # whoever sends a rollout on, or ends it, may be quicker than this task
+            if self._has_ended(task):
+                return None
+            now = task.stores.ledger.deployment(task.model)
+            if now is None or now.stage < self.stage:
+                raise
+            return now
+
+    def _has_ended(self, task: TaskContext) -> bool:
+        deployment = task.stores.ledger.deployment(task.model)
+        return deployment is None or deployment.rollout_id != task.run.run_id
+
+    def _until(self, task: TaskContext) -> str | None:
+        """When the rollout's time is over, batch or not; None: never, or the model does not live by the clock."""
+        from perennial.loop import rollout
+
+        if self.spec.schedule.clock != "wall":
+            return None
+        ends = rollout.ends_at(self.spec, task.stores.ledger, task.run.run_id)
+        return ends.isoformat() if ends is not None and ends > task.as_of else None
+
+    def _judge(self, task: TaskContext) -> Verdict | Event:
+        from perennial.loop import rollout
+
+        judged = rollout.judge(task, task.run.run_id, self.stage)
+        subject = f"rollout {task.run.run_id}"
+        self.log.info("stage %d of %s: %s, %s", self.stage, self.spec.name, judged.verdict, judged.reason)
+        if judged.verdict not in {Verdict.HOLD, Verdict.ADVANCE}:
+            notify.ended(self.spec, judged.verdict, subject, judged.reason, task.run.url)
             self._skip_later_stages()
-        elif verdict is Verdict.ROLL_BACK:
-            notify.rolled_back(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
-            self._skip_later_stages()
-        elif found["needs_person"]:
-            notify.undecided(self.spec, f"rollout {at.run.run_id}", reason, at.run.url)
-        return verdict
+        elif judged.needs_person:
+            notify.undecided(self.spec, subject, judged.reason, task.run.url)
+        return judged.verdict
 
     def _skip_later_stages(self) -> None:
         if self.downstream_task_ids:
             raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))  # type: ignore[no-untyped-call]
 
-    def _wait(self, seen: str) -> None:
+    def _wait(self, seen: str, until: str | None) -> None:
         from perennial_airflow.triggers import EvidenceTrigger
 
-        self.defer(trigger=EvidenceTrigger(self.spec.name, seen, wiring.poke_seconds()), method_name=self.look.__name__)
+        trigger = EvidenceTrigger(self.spec.name, seen, wiring.poke_seconds(), until)
+        self.defer(trigger=trigger, method_name=self.look.__name__)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseHook, get_current_context
@@ -18,6 +17,7 @@ from airflow.sdk.exceptions import (
     DagRunTriggerException,
 )
 
+from perennial.context import TaskContext, parse_as_of, present
 from perennial.errors import (
     ArtifactMissing,
     BatchError,
@@ -30,7 +30,7 @@ from perennial.errors import (
     UntrustedType,
 )
 from perennial.records import Partition, RunLink
-from perennial.specs import ModelSpec
+from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection, Context
@@ -51,82 +51,67 @@ NOT_RETRIED = (
 )
 
 
-@dataclass(frozen=True)
-class Deed:
-    """What one task knows: the model, the moment, its run, and the stores."""
+@contextmanager
+def batch_task(spec: ModelSpec) -> Iterator[tuple[TaskContext, Partition]]:
+    """What a task works with whose DAG run is about one batch; errors as in `model_task`.
 
-    spec: ModelSpec
-    settings: Settings
-    run: RunLink
-    now: datetime
-    partition_key: str | None
-    params: Mapping[str, Any]
-
-    @cached_property
-    def stores(self) -> Stores:
-        """The lake, the ledger and the registry."""
-        from perennial.stores.open import open_stores
-
-        return open_stores(self.settings)
-
-    @cached_property
-    def partition(self) -> Partition:
-        """The batch of this DAG run.
-
-        Raises:
-            SpecError: the run has no partition key, or one that the schedule does not know.
-        """
-        if not self.partition_key:
-            example = self.spec.schedule.partition(self.spec.schedule.start).key
-            msg = (
-                f"run {self.run.run_id!r} of {self.run.dag_id!r} has no partition key, so no batch. "
-                f"Trigger it with one, such as {example!r}, or use a backfill."
-            )
-            raise SpecError(msg)
-        return self.spec.schedule.partition_of_key(self.partition_key)
-
-    @property
-    def as_of(self) -> datetime:
-        """The moment at which the program pretends to be when it works on this run's batch."""
-        return self.spec.schedule.as_of(self.partition, self.now)
-
-    @property
-    def as_of_model(self) -> datetime:
-        """The same for a run that has no batch: `as_of` of the run's parameters, else the newest known moment."""
-        from perennial.loop import rollout
-
-        if given := self.params.get("as_of"):
-            return parse_moment(str(given))
-        if self.spec.schedule.clock == "wall":
-            return self.now
-        # recorded history: the newest batch that was measured, or, before the first, the start of the live time
-        return rollout.current_as_of(self.spec, self.stores) or self.spec.schedule.start
+    Raises:
+        SpecError: the run has no partition key, or one that the schedule does not know.
+    """
+    with _opened() as (stores, settings_now, run):
+        partition = _partition(spec, get_current_context())
+        as_of = spec.schedule.as_of(partition, datetime.now(UTC))
+        yield TaskContext(spec, stores, settings_now, run, as_of), partition
 
 
 @contextmanager
-def deed(spec: ModelSpec, *, as_of: str | None = None) -> Iterator[Deed]:
-    """What the running task knows; and what its errors mean to Airflow.
+def model_task(spec: ModelSpec, *, as_of: datetime | None = None) -> Iterator[TaskContext]:
+    """What a task works with whose DAG run is about the model, not about one batch.
 
-    `as_of` (ISO) is the moment that an earlier task of the same run chose; all tasks of a run keep to it.
+    `as_of` is the moment that an earlier task of the same run chose; all tasks of a run keep to it. Without it, the
+    run's parameter `as_of` is the moment, else the newest known one.
 
     Errors that a second try cannot mend fail the task at once. A lease that another run holds skips the task. All
     others are left to Airflow, which tries again.
     """
-    context = get_current_context()
+    with _opened() as (stores, settings_now, run):
+        if as_of is None and (given := params().get("as_of")):
+            as_of = parse_as_of(str(given))
+        yield TaskContext(spec, stores, settings_now, run, as_of or present(spec, stores.ledger, datetime.now(UTC)))
+
+
+def params() -> Mapping[str, Any]:
+    """The parameters of the running DAG run."""
+    given: Mapping[str, Any] = get_current_context()["params"]
+    return given
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[Stores, Settings, RunLink]]:
+    """Stores, settings and run of the running task; its errors as Airflow understands them."""
+    from perennial.stores.open import open_stores
+
     try:
-        yield Deed(
-            spec=spec,
-            settings=settings(),
-            run=run_link(context),
-            now=datetime.now(UTC),
-            partition_key=context["dag_run"].partition_key,
-            params={**context["params"], "as_of": as_of or context["params"].get("as_of")},
-        )
+        settings_now = settings()
+        with open_stores(settings_now) as stores:
+            yield stores, settings_now, run_link(get_current_context())
     except LeaseTaken as error:
         raise AirflowSkipException(str(error)) from error
     except NOT_RETRIED as error:
         msg = f"{type(error).__name__}: {error}"
         raise AirflowFailException(msg) from error
+
+
+def _partition(spec: ModelSpec, context: Context) -> Partition:
+    key = context["dag_run"].partition_key
+    if not key:
+        example = spec.schedule.partition(spec.schedule.start).key
+        msg = (
+            f"run {context['ti'].run_id!r} of {context['ti'].dag_id!r} has no partition key, so no batch. "
+            f"Trigger it with one, such as {example!r}, or use a backfill."
+        )
+        raise SpecError(msg)
+    return spec.schedule.partition_of_key(key)
 
 
 def run_link(context: Context) -> RunLink:
@@ -157,7 +142,8 @@ def settings() -> Settings:
 @cache
 def open_ledger(url: str) -> Ledger:
     """The ledger alone, for what only looks: the triggerer and the pages. One a process; imports no other store."""
-    from perennial.stores.ledger import SqlLedger, make_engine, upgrade
+    from perennial.stores.database import make_engine, upgrade
+    from perennial.stores.ledger import SqlLedger
 
     upgrade(url)
     return SqlLedger(make_engine(url))
@@ -174,20 +160,6 @@ def connection(conn_id: str) -> Connection | None:
 def poke_seconds() -> float:
     """How often a waiting rollout looks for new evidence, in seconds."""
     return float(os.environ.get("PERENNIAL_POKE_SECONDS", "30"))
-
-
-def parse_moment(text: str) -> datetime:
-    """An ISO time as an aware time; without an offset it is UTC.
-
-    Raises:
-        SpecError: not an ISO time.
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        msg = f"as_of {text!r} is not an ISO time; write it as '2013-06-10T00:00:00-04:00'"
-        raise SpecError(msg) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def start_run(dag_id: str, run_id: str, conf: dict[str, Any]) -> NoReturn:

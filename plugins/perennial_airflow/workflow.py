@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, get_parsing_context
 
 from perennial.errors import SpecError
-from perennial.specs import ModelSpec, load_spec, load_specs, spec_files
+from perennial.spec import ModelSpec, load_spec, load_specs, spec_files
 from perennial_airflow import notify
 
 #: Long enough for a store that restarts, short enough for a batch that somebody waits for.

@@ -17,7 +17,8 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from perennial.stores.ledger import SqlLedger, make_engine, metadata, upgrade
+from perennial.stores.database import make_engine, metadata, upgrade
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.memory import MemoryLake, MemoryRegistry, memory_ledger
 from perennial.stores.ports import Lake
 from perennial.stores.registry import MlflowRegistry

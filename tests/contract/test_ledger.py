@@ -17,10 +17,11 @@ import pytest
 import sqlalchemy as sa
 
 from perennial.errors import DeploymentConflict, EvidenceError, LedgerError, LedgerTampered
-from perennial.records import Deployment, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
-from perennial.stores import ledger as tables
+from perennial.records import Deployment, EntryHead, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
+from perennial.stores import database as tables
 from perennial.stores.chain import hash_entry
-from perennial.stores.ledger import SqlLedger, make_engine, upgrade
+from perennial.stores.database import make_engine, upgrade
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.ports import Ledger
 
 NOW = datetime(2013, 6, 10, 4, 0, 0, 123456, tzinfo=timezone(timedelta(hours=-4)))
@@ -89,6 +90,47 @@ def test_entries_are_found_by_kind_and_subject_and_the_newest_are_kept(ledger: S
     assert ledger.entries("flight_delay", newest=2) == (b, d)
     assert ledger.entries(newest=2) == (c, d)
     assert ledger.entries("nobody") == ()
+
+
+def test_entries_are_found_by_kinds_verdicts_and_number(ledger: SqlLedger) -> None:
+    a = append(ledger, 1)
+    b = append(ledger, 2, kind="retraining", verdict="RETRAIN")
+    c = append(ledger, 3, kind="rollout", verdict="HOLD")
+    append(ledger, 4, kind="retraining", verdict="RETRAIN", model="bike_demand")
+    d = append(ledger, 5, kind="retraining", verdict="WAIT")
+    assert ledger.entries("flight_delay", kind={"retraining", "rollout"}) == (b, c, d)
+    assert ledger.entries("flight_delay", kind={"retraining", "rollout"}, verdict={"RETRAIN", "HOLD"}) == (b, c)
+    assert ledger.entries("flight_delay", kind="retraining", verdict={"WAIT"}) == (d,)
+    assert ledger.entries("flight_delay", since=b.seq) == (b, c, d)
+    assert ledger.entries("flight_delay", kind="retraining", since=b.seq + 1) == (d,)
+    assert ledger.entries("flight_delay", verdict=()) == ledger.entries("flight_delay", since=d.seq + 1) == ()
+    assert ledger.entries("flight_delay", since=a.seq, newest=1) == (d,)
+
+
+def test_heads_say_what_entries_are_about(ledger: SqlLedger) -> None:
+    later = NOW + timedelta(days=7)
+    a = append(ledger, 1, kind="validation", verdict="ACCEPT")
+    b = append(ledger, 2, kind="validation", verdict="QUARANTINE", subject=WEEK_2, as_of=later)
+    c = append(ledger, 3, kind="drift")
+    append(ledger, 4, kind="validation", model="bike_demand")
+    heads = {
+        e.seq: EntryHead(e.seq, e.id, e.kind, e.subject, e.verdict, e.as_of) for e in ledger.entries("flight_delay")
+    }
+    assert ledger.heads("flight_delay", kind={"validation", "drift"}) == tuple(heads.values())
+    assert ledger.heads("flight_delay", kind="validation", verdict={"ACCEPT"}) == (heads[a.seq],)
+    assert ledger.heads("flight_delay", kind="validation", since=WEEK_2) == (heads[b.seq],)
+    assert ledger.heads("flight_delay", kind="validation", known_by=NOW) == (heads[a.seq],)
+    assert ledger.heads("flight_delay", kind="drift", known_by=later) == (heads[c.seq],)
+    assert ledger.heads("nobody", kind="drift") == ()
+
+
+def test_the_newest_moment_of_a_kind_is_the_largest_and_not_the_last(ledger: SqlLedger) -> None:
+    later = NOW + timedelta(days=7)
+    append(ledger, 1, kind="health", as_of=later)
+    append(ledger, 2, kind="health")
+    append(ledger, 3, kind="drift", as_of=later + timedelta(days=1))
+    assert ledger.newest_moment("flight_delay", kind="health") == later
+    assert ledger.newest_moment("flight_delay", kind="retraining") is None
 
 
 def test_an_entry_is_found_by_the_start_of_its_id(ledger: SqlLedger) -> None:
@@ -194,6 +236,7 @@ def test_the_newest_value_of_each_measurement_is_read_by_partition(ledger: SqlLe
     assert ledger.measurements("flight_delay") == (earlier_week, later, sliced)
     assert ledger.measurements("flight_delay", version="2") == (sliced,)
     assert ledger.measurements("flight_delay", partition=WEEK_1, name="log_loss") == (earlier_week,)
+    assert ledger.measurements("flight_delay", since=WEEK_2) == (later, sliced)
     assert ledger.measurements("flight_delay", name="auc") == ledger.measurements("bike_demand") == ()
 
 
@@ -306,7 +349,8 @@ import os, signal, sys
 from datetime import UTC, datetime
 import sqlalchemy as sa
 from perennial.records import Deployment, RunLink
-from perennial.stores.ledger import SqlLedger, make_engine
+from perennial.stores.database import make_engine
+from perennial.stores.ledger import SqlLedger
 
 def promote(kill_before):
     engine = make_engine(sys.argv[1])
@@ -350,7 +394,7 @@ def test_a_promotion_killed_between_any_two_writes_leaves_the_old_deployment(led
 
 _UPGRADES = """
 import os, sys
-from perennial.stores.ledger import upgrade
+from perennial.stores.database import upgrade
 children = []
 for _ in range(8):
     child = os.fork()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from perennial.records import RunLink
 from perennial.settings import Settings
-from perennial.specs import load_spec
+from perennial.spec import load_spec
 from perennial.stores.open import _s3_options, _trusted_types, open_stores
 
 
@@ -24,22 +25,33 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def test_everything_is_made_under_one_home_and_found_again(settings: Settings) -> None:
     for _ in range(2):
-        stores = open_stores(settings)
-        rows = pa.table({"a": [1], "partition": ["2013-06-03T00:00:00"]})
-        stores.lake.append("accepted", "flight_delay", rows.to_reader(), transaction="run-1")
-        stores.ledger.append(
-            model="flight_delay",
-            kind="validation",
-            subject="2013-06-03T00:00:00",
-            verdict="ACCEPT",
-            as_of=datetime(2013, 6, 10, tzinfo=UTC),
-            body={},
-            run=RunLink("run-1"),
-            key="run-1",
-        )
-        assert stores.ledger.verify() == 1
-        assert stores.lake.partitions("accepted", "flight_delay") == {"2013-06-03T00:00:00": 1}
+        with open_stores(settings) as stores:
+            rows = pa.table({"a": [1], "partition": ["2013-06-03T00:00:00"]})
+            stores.lake.append("accepted", "flight_delay", rows.to_reader(), transaction="run-1")
+            stores.ledger.append(
+                model="flight_delay",
+                kind="validation",
+                subject="2013-06-03T00:00:00",
+                verdict="ACCEPT",
+                as_of=datetime(2013, 6, 10, tzinfo=UTC),
+                body={},
+                run=RunLink("run-1"),
+                key="run-1",
+            )
+            assert stores.ledger.verify() == 1
+            assert stores.lake.partitions("accepted", "flight_delay") == {"2013-06-03T00:00:00": 1}
     assert {p.name for p in settings.home.iterdir()} >= {"lake", "ledger.db"}
+
+
+def test_closed_stores_hold_no_file_open_and_may_be_used_again(
+    settings: Settings, files_open_below: Callable[[Path], list[str]]
+) -> None:
+    with open_stores(settings) as stores:
+        assert stores.ledger.verify() == 0
+        assert files_open_below(settings.home)
+    assert files_open_below(settings.home) == []
+    assert stores.ledger.verify() == 0
+    stores.close()
 
 
 def test_opening_loads_neither_mlflow_nor_deltalake_nor_pandas(settings: Settings) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-import yaml
+from ruamel.yaml import YAML
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
 from sklearn.impute import SimpleImputer
@@ -27,8 +27,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, UntrustedType
-from perennial.records import ColumnProfile, Profile, PromotionEvidence, RunLink, Snapshot, Trial
-from perennial.specs import ModelSpec, load_spec
+from perennial.records import (
+    Calibration,
+    ColumnProfile,
+    LossBin,
+    LossSum,
+    MonitoringReference,
+    Profile,
+    PromotionEvidence,
+    RunLink,
+    Snapshot,
+    Trial,
+)
+from perennial.spec import ModelSpec, load_spec
 from perennial.stores.memory import MemoryRegistry
 from perennial.stores.ports import Registry, TrainingRun
 from perennial.stores.registry import TRUSTED_TYPES, MlflowRegistry
@@ -49,6 +60,12 @@ EVIDENCE = PromotionEvidence(
     training_label_mean=0.5,
     holdout_label_mean=0.5,
     new_rows=40,
+)
+REFERENCE = MonitoringReference(
+    loss_curve=(LossBin(0.5, LossSum(40, 0.1 + 0.2, 0.01)),),
+    calibration=(Calibration(40, 12.5, 12.0),),
+    baseline_loss=0.1 + 0.2,
+    loss_design_effect=1.5,
 )
 
 
@@ -72,11 +89,12 @@ def run(spec: ModelSpec) -> TrainingRun:
         example=ROWS.head(),
         holdout_loss=0.1 + 0.2,
         holdout_rows=40,
-        holdout_error=0.01,
+        holdout_standard_error=0.01,
         label_mean=0.5,
         link=RunLink("manual__2013-03-01T00:00:00+00:00 'a'", "retrain", "train", "http://127.0.0.1:8080/dags/retrain"),
         git_commit="c0ffee",
         evidence=EVIDENCE,
+        reference=REFERENCE,
     )
 
 
@@ -91,7 +109,7 @@ def test_a_version_carries_where_it_came_from(registry: Registry, run: TrainingR
     assert (version.model, version.version, version.run_id) == (run.spec.name, "1", run_id)
     assert version.snapshot == run.snapshot
     assert version.tags == {"perennial.verdict": "ADMIT"}
-    figures = (version.holdout_loss, version.holdout_rows, version.holdout_error, version.label_mean)
+    figures = (version.holdout_loss, version.holdout_rows, version.holdout_standard_error, version.label_mean)
     assert figures == (0.1 + 0.2, 40, 0.01, 0.5)
     assert len(version.artifact_digest) == 64
 
@@ -124,6 +142,13 @@ def test_profile_and_evidence_come_back_exactly(registry: Registry, run: Trainin
     version = registry.register(run.spec.name, run_id, {}).version
     assert registry.profile(run.spec.name, version) == run.profile
     assert registry.evidence(run_id) == EVIDENCE
+    assert registry.reference(run_id) == REFERENCE
+
+
+def test_a_run_without_a_reference_for_monitoring_says_so(registry: Registry, run: TrainingRun) -> None:
+    run_id = registry.log_run(replace(run, evidence=None, reference=None))
+    with pytest.raises(ArtifactMissing, match=run_id):
+        registry.reference(run_id)
 
 
 def test_a_run_without_evidence_says_so(registry: Registry, run: TrainingRun) -> None:
@@ -194,17 +219,36 @@ def test_a_run_holds_all_that_an_auditor_asks_for(mlflow_registry: MlflowRegistr
     assert lineage.dataset.digest == "d" * 36
     assert [(t.key, t.value) for t in lineage.tags] == [("mlflow.data.context", "training")]
     papers = {a.path for a in client.list_artifacts(run_id)} | {a.path for a in client.list_artifacts(run_id, "curves")}
-    assert papers >= {"profile.json", "evidence.json", "spec.yaml", "environment.txt", "importance.json"}
+    assert papers >= {
+        "profile.json",
+        "evidence.json",
+        "monitoring_reference.json",
+        "spec.yaml",
+        "environment.txt",
+        "importance.json",
+    }
     assert papers >= {"curves/roc.json", "curves/roc.png"}
     nested = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
     assert sorted((r.data.params["depth"], r.data.metrics["loss"]) for r in nested) == [("2", 0.4), ("3", 0.3)]
+
+
+def test_an_earlier_run_whose_evidence_holds_monitorings_reference_is_read(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, project: Path
+) -> None:
+    earlier = (project / "tests/data/old_entries/evidence.json").read_text(encoding="utf-8")
+    run_id = mlflow_registry.log_run(replace(run, evidence=None, reference=None))
+    mlflow_registry._client.log_text(run_id, earlier, "evidence.json")
+    reference = mlflow_registry.reference(run_id)
+    assert len(reference.loss_curve) == 20
+    assert reference.recalibration is not None
+    assert mlflow_registry.evidence(run_id).calibration == reference.calibration
 
 
 def test_the_artifact_has_signature_example_and_pinned_requirements(
     mlflow_registry: MlflowRegistry, run: TrainingRun, tmp_path: Path
 ) -> None:
     folder = _files_of(mlflow_registry, run.spec.name, register(mlflow_registry, run), tmp_path)
-    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described = YAML().load(folder / "MLmodel")
     assert [c["name"] for c in json.loads(described["signature"]["inputs"])] == ["distance", "seats"]
     assert described["flavors"]["sklearn"]["serialization_format"] == "skops"
     assert (folder / "input_example.json").is_file()
@@ -243,9 +287,9 @@ def test_a_pickle_is_refused_and_never_opened(
     version = register(mlflow_registry, run)
     folder = _files_of(mlflow_registry, run.spec.name, version, tmp_path)
     (folder / "model.pkl").write_bytes(pickle.dumps(_Boom()))
-    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described = YAML().load(folder / "MLmodel")
     described["flavors"]["sklearn"] |= {"serialization_format": "cloudpickle", "pickled_model": "model.pkl"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    YAML().dump(described, folder / "MLmodel")
     with pytest.raises(UntrustedType, match=r"'cloudpickle'.*can run any code"):
         mlflow_registry.load(run.spec.name, version)
 
@@ -279,7 +323,7 @@ def test_the_artifact_does_not_say_what_is_trusted(mlflow_registry: MlflowRegist
     version = register(mlflow_registry, replace(run, spec=spec, estimator=estimator))
     with pytest.raises(UntrustedType, match=r"numpy\.nan_to_num"):
         mlflow_registry.load(run.spec.name, version)
-    trusting = MlflowRegistry(mlflow_registry._uri, trusted=lambda model: allowed.trusted_types)
+    trusting = MlflowRegistry(mlflow_registry._mlflow.uri, trusted=lambda model: allowed.trusted_types)
     assert trusting.load(run.spec.name, version).predict(ROWS).shape == (80,)
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perennial.data.sources import check_readers, read_batch
 from perennial.errors import SourceUnreadable
-from perennial.sources import check_readers, read_batch
-from perennial.specs import ModelSpec, load_spec
+from perennial.spec import ModelSpec, load_spec
 
 DAY = datetime(2025, 3, 3, tzinfo=UTC)
 

@@ -1,22 +1,35 @@
-"""DAGs as Airflow sees them, run in this process: real task runner, real metadata database, stand-ins for the deeds."""
+"""DAGs as Airflow sees them, run in this process: real task runner, real metadata database, real loop and stores."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import secrets
-from collections.abc import Callable
-from datetime import UTC, datetime
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from made_model import MadeModel, copy_model, write_model
+from scheduler import Scheduler
+from slack_server import CONNECTION, Slack, local_slack
 
-from perennial.specs import load_specs
+from perennial.spec import load_specs
+from perennial.stores.open import open_stores
+from perennial.stores.ports import Stores
+
+#: number of the day at whose end the made model's sensor asks for a retrain
+RETRAIN_DAY = 5
 
 
 @pytest.fixture(scope="session")
-def _airflow_database() -> None:
-    """Airflow's tables, and all DAGs of this project in them."""
+def _made(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+    return write_model(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def _airflow_database(_made: MadeModel) -> None:
+    """Airflow's tables, and all DAGs of this project and of the made model in them."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
     from airflow.settings import Session
@@ -28,10 +41,88 @@ def _airflow_database() -> None:
     session = Session()
     manager.sync_bundles_to_db(session=session)
     session.commit()
-    for bundle in manager.get_all_dag_bundles():
-        bundle.initialize()
-        bag = BundleDagBag(dag_folder=bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
-        sync_bag_to_db(bag, bundle.name, bundle.version)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERENNIAL_MODELS", str(_made.spec.folder.parent))
+        for bundle in manager.get_all_dag_bundles():
+            bundle.initialize()
+            bag = BundleDagBag(dag_folder=bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
+            sync_bag_to_db(bag, bundle.name, bundle.version)
+
+
+# --- the made model on disk ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _homes(_made: MadeModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Homes in which the loop has lived to several points; MLflow's artifacts stay where they were written.
+
+    `empty` nothing has happened. `champion` the first champion serves, two days were measured. `harmed` the sensor has
+    all that it needs to ask for a retrain. `admitted` the gate has let a challenger in.
+    """
+    homes = {"empty": _made.settings.home}
+
+    def keep(name: str) -> None:
+        homes[name] = tmp_path_factory.mktemp("homes") / name
+        shutil.copytree(_made.settings.home, homes[name], ignore=shutil.ignore_patterns("artifacts", "reports"))
+
+    with open_stores(_made.settings) as stores:
+        homes["empty"] = tmp_path_factory.mktemp("homes") / "empty"
+        _made.first_champion(stores)
+        for number in range(2):
+            _made.live(stores, _made.day(number))
+    keep("champion")
+    with open_stores(_made.settings) as stores:
+        for number in range(2, RETRAIN_DAY + 1):
+            _made.score(stores, _made.day(number))
+            _made.monitor(stores, _made.day(number))
+    keep("harmed")
+    with open_stores(_made.settings) as stores:
+        change = _made.day(RETRAIN_DAY - 2).key
+        admitted = _made.retrain(stores, _made.day(RETRAIN_DAY).end, "retrain-1", "lost quality", change)
+        assert admitted.version == "2"
+    keep("admitted")
+    return homes
+
+
+@pytest.fixture
+def live_in(
+    _made: MadeModel, _homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[MadeModel, Stores]]]:
+    """Airflow's tasks find a copy of the made model, and of one of the homes; both, to look at and to edit.
+
+    Sections of the spec may be changed, as in `live_in("admitted", rollout={"strategy": "shadow"})`.
+    """
+    from perennial_airflow import wiring
+
+    with contextlib.ExitStack() as opened:
+
+        def live(home: str, **sections: Any) -> tuple[MadeModel, Stores]:
+            made = copy_model(_made, tmp_path / "own").varied(**sections)
+            if _homes[home].exists():
+                shutil.copytree(_homes[home], made.settings.home)
+            for name in ("PERENNIAL_LAKE", "PERENNIAL_LEDGER", "MLFLOW_TRACKING_URI"):
+                monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv("PERENNIAL_MODELS", str(made.spec.folder.parent))
+            monkeypatch.setenv("PERENNIAL_SUITES", str(made.settings.suites))
+            monkeypatch.setenv("PERENNIAL_HOME", str(made.settings.home))
+            monkeypatch.setenv("PERENNIAL_POKE_SECONDS", "0.05")
+            # the triggerer keeps its ledger open for life; here it ends with the test
+            opened.callback(wiring.open_ledger.cache_clear)
+            opened.callback(lambda: wiring.open_ledger(made.settings.ledger_url).close())
+            return made, opened.enter_context(open_stores(made.settings))
+
+        yield live
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slack]:
+    """Where the alerts arrive."""
+    with local_slack() as slack:
+        monkeypatch.setenv(CONNECTION, slack.connection)
+        yield slack
+
+
+# --- Airflow ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -43,54 +134,8 @@ def dagbag(_airflow_database: None) -> Any:
 
 
 @pytest.fixture
-def run_dag(_airflow_database: None, load_dag_file: Callable[[str], Any]) -> Callable[..., dict[str, Any]]:
-    """Run a workflow of `flight_delay` as the scheduler would, task after task, without retries.
-
-    Returns every task's state by its id, and `run` and `run_id`. The DAG is made anew for each run, as it is for each
-    task in real life: Airflow writes a run's parameters into it.
-    """
-
-    def run(workflow: str, *, partition_key: str | None = None, conf: dict[str, Any] | None = None) -> dict[str, Any]:
-        from airflow.sdk.definitions.dag import _run_task
-        from airflow.serialization.serialized_objects import DagSerialization
-        from airflow.settings import Session
-        from airflow.utils.state import DagRunState, TaskInstanceState
-        from airflow.utils.types import DagRunTriggeredByType, DagRunType
-
-        dag = getattr(load_dag_file(workflow), f"{workflow}_dag")(load_specs({})[0]["flight_delay"])
-        for task in dag.tasks:
-            task.retries = 0
-        scheduled = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
-        session = Session()
-        found = scheduled.create_dagrun(
-            run_id=f"test__{secrets.token_hex(6)}",
-            run_after=datetime.now(UTC),
-            start_date=datetime.now(UTC),
-            conf=conf,
-            run_type=DagRunType.MANUAL,
-            triggered_by=DagRunTriggeredByType.TEST,
-            state=DagRunState.RUNNING,
-            partition_key=partition_key,
-            session=session,
-        )
-        idle_passes = 0
-        while found.state == DagRunState.RUNNING:
-            session.expire_all()
-            ready, _ = found.update_state(session=session)
-            for ti in ready:
-                ti.try_number += 1
-                ti.state = TaskInstanceState.SCHEDULED
-            session.commit()
-            idle_passes = 0 if ready else idle_passes + 1
-            if idle_passes > len(dag.tasks) + 1:
-                waiting = {ti.task_id: str(ti.state) for ti in found.get_task_instances(session=session)}
-                pytest.fail(f"the scheduler would wait for ever: {waiting}")
-            for ti in ready:
-                _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=True)
-        states = {ti.task_id: str(ti.state) for ti in found.get_task_instances(session=session)}
-        return {**states, "run": str(found.state), "run_id": found.run_id}
-
-    return run
+def scheduler(_airflow_database: None, load_dag_file: Callable[[str], Any]) -> Scheduler:
+    return Scheduler(load_dag_file)
 
 
 @pytest.fixture

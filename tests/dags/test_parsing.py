@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from perennial.specs import load_specs
+from perennial.spec import load_specs
 
 WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
 HEAVY = ("pandas", "pyarrow", "mlflow", "sklearn", "evidently", "great_expectations", "deltalake", "scipy", "numpy")
@@ -64,7 +64,7 @@ def test_parsing_imports_nothing_heavy(project: Path) -> None:
 
 
 def test_dag_files_import_only_what_the_design_allows(project: Path) -> None:
-    light = {"perennial.specs", "perennial.records", "perennial.errors"}
+    light = {"perennial.spec", "perennial.records", "perennial.errors"}
     for file in sorted((project / "dags").glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         inside = {node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}

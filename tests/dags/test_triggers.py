@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,12 +15,13 @@ from perennial.stores.memory import memory_ledger
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Any:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from perennial_airflow import wiring
 
     found = memory_ledger()
     monkeypatch.setattr(wiring, "open_ledger", lambda url: found)
-    return found
+    yield found
+    found.close()
 
 
 def measure(ledger: Any, partition: str) -> None:
@@ -68,6 +70,15 @@ def test_it_sleeps_while_nothing_is_new(ledger: Any) -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(wait_a_little())
+
+
+def test_it_fires_when_the_time_of_the_rollout_is_over_though_nothing_is_new(ledger: Any) -> None:
+    from perennial_airflow.triggers import EvidenceTrigger
+
+    measure(ledger, "2013-06-03")
+    seen = rollout.evidence_marker(ledger, "m")
+    trigger = made_again(EvidenceTrigger("m", seen, 0.01, until="2013-06-11T00:00:00+00:00"))
+    assert asyncio.run(first_event(trigger)) == {"seen": seen}
 
 
 def test_a_hiccup_of_the_ledger_is_no_evidence_and_a_lasting_failure_fails_the_task(

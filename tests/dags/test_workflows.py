@@ -1,152 +1,60 @@
-"""The five DAGs run by Airflow's own task runner; the deeds are stand-ins that note how they were called."""
+"""The five DAGs run by Airflow's own task runner with the real loop: Delta tables, a SQLite ledger, MLflow on SQLite.
+
+The made model lives through a change at day 3; see `tests/support/made_model.py` and the homes in `conftest.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NoReturn
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from made_model import START, MadeModel
+from scheduler import Run, Scheduler
+from slack_server import Slack
 
-from perennial.errors import BatchQuarantined, LeaseTaken, RegistryUnavailable, SourceEmpty
-from perennial.records import Deployment, RunLink
-from perennial.specs import load_specs
-from perennial.stores.memory import memory_ledger
-from perennial.stores.ports import Stores
+from perennial.context import TaskContext
+from perennial.loop import rollout
+from perennial.records import (
+    Decision,
+    Deployment,
+    Event,
+    HealthBody,
+    Kind,
+    LedgerEntry,
+    OverrideBody,
+    RetrainBody,
+    SnapshotBody,
+    StageBody,
+    Verdict,
+    to_json,
+)
+from perennial.stores.open import open_stores
+from perennial.stores.ports import RETRAIN_LEASE, Stores
 
-KEY = "2013-06-03T00:00:00"
-SPEC = load_specs({})[0]["flight_delay"]
-BATCH = SPEC.schedule.partition_of_key(KEY)
-
-RunDag = Callable[..., dict[str, Any]]
-
-
-@dataclass
-class Version:
-    """What the rollout DAG asks of a registered version."""
-
-    version: str
-    artifact_digest: str
-
-
-@dataclass
-class OneDigestPerLook:
-    """A registry whose digests are given, the last one for ever."""
-
-    digests: list[str]
-
-    def version(self, model: str, version: str) -> Version:
-        return Version(version, self.digests.pop(0) if len(self.digests) > 1 else self.digests[0])
+#: number of the day at whose end the sensor asks for a retrain; the change came two days before
+HARMED = 5
+LiveIn = Callable[..., tuple[MadeModel, Stores]]
+RunsOf = Callable[[str], dict[str, Any]]
 
 
-@dataclass
-class Deeds:
-    """What was called, with what, in order; and the answers to give."""
-
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    answers: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
-    def of(self, name: str) -> list[dict[str, Any]]:
-        return [given for called, given in self.calls if called == name]
-
-    def stand_in(self, name: str, positional: tuple[str, ...]) -> Callable[..., Any]:
-        def deed(*args: Any, **named: Any) -> Any:
-            given = {**dict(zip(positional, args, strict=True)), **named}
-            self.calls.append((name, given))
-            answer = self.answers.get(name)
-            if isinstance(answer, list):
-                answer = answer.pop(0)
-            if callable(answer):
-                answer = answer(given)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
-
-        return deed
+def entries_of(stores: Stores, run: Run) -> list[LedgerEntry]:
+    """What a DAG run wrote into the ledger, in order."""
+    return [entry for entry in stores.ledger.entries("made") if entry.run.run_id == run.run_id]
 
 
-@pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
-    """A ledger in memory; no lake; a registry whose one digest never changes."""
-    from perennial_airflow import wiring
-
-    found = Stores(lake=None, ledger=memory_ledger(), registry=OneDigestPerLook(["abc"]))  # type: ignore[arg-type]
-    monkeypatch.setattr(wiring.Deed, "stores", property(lambda self: found))
-    monkeypatch.setattr(wiring, "open_ledger", lambda url: found.ledger)
-    return found
+def written(stores: Stores, run: Run) -> list[tuple[str | None, str, str]]:
+    """The same as task, kind and verdict."""
+    return [(entry.run.task_id, entry.kind, entry.verdict) for entry in entries_of(stores, run)]
 
 
-@pytest.fixture
-def alerts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Headlines of the alerts that were sent."""
-    from perennial_airflow import notify
-
-    sent: list[str] = []
-    monkeypatch.setattr(notify, "send", lambda spec, alert: sent.append(alert.headline))
-    return sent
-
-
-@pytest.fixture
-def deeds(monkeypatch: pytest.MonkeyPatch, stores: Stores) -> Deeds:
-    """Stand-ins for the loop, except what only looks at the ledger."""
-    from perennial.loop import drift_sensor, monitor, retrain, rollout, score
-
-    found = Deeds()
-    batch = ("spec", "stores", "partition")
-    for module, name, positional in (
-        (score, "validate", batch),
-        (score, "score", batch),
-        (monitor, "monitor", batch),
-        (monitor, "report", batch),
-        (drift_sensor, "decide", batch),
-        (retrain, "freeze", ("spec", "stores")),
-        (retrain, "train", ("spec", "stores", "snapshot")),
-        (retrain, "gate", ("spec", "stores", "mlflow_run_id")),
-        (retrain, "abandon", ("spec", "stores")),
-        (rollout, "open_rollout", ("spec", "stores", "version")),
-        (rollout, "enter_stage", ("spec", "stores", "rollout_id", "stage")),
-        (rollout, "judge", ("spec", "stores", "rollout_id", "stage")),
-        (rollout, "roll_back", ("spec", "stores")),
-    ):
-        monkeypatch.setattr(module, name, found.stand_in(name, positional))
-    return found
-
-
-# --- score, monitor, drift_sensor ----------------------------------------------------------------------------------
-
-
-def test_a_batch_is_validated_then_scored_as_of_its_end(run_dag: RunDag, deeds: Deeds, alerts: list[str]) -> None:
-    deeds.answers = {"validate": {"rows": 5}, "score": {"model": "flight_delay", "partition": KEY, "rows": 5}}
-    states = run_dag("score", partition_key=KEY)
-
-    assert states["run"] == "success"
-    assert deeds.names == ["validate", "score"]
-    given = deeds.of("score")[0]
-    assert given["partition"] == BATCH
-    assert given["as_of"] == BATCH.end
-    assert given["run"].run_id == states["run_id"]
-    assert "/dags/flight_delay_score/runs/" in given["run"].url
-    assert not alerts
-
-
-def test_the_predictions_event_carries_key_and_counts_and_a_quarantined_batch_sends_none(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str]
-) -> None:
-    scored = {"model": "flight_delay", "partition": KEY, "versions": ["3"], "rows": 5, "table_version": 7}
-    deeds.answers = {"validate": [{"rows": 5}, BatchQuarantined("batch is bad")], "score": scored}
-    sent = run_dag("score", partition_key=KEY)["run_id"]
-    kept = run_dag("score", partition_key=KEY)["run_id"]
-
-    assert events_of(sent) == [("flight_delay_predictions", KEY, scored)]
-    assert events_of(kept) == []
-
-
-def events_of(run_id: str) -> list[tuple[str, str | None, Any]]:
+def events_of(run: Run) -> list[tuple[str, str | None, Any]]:
     """Asset events of a run: asset, partition key, extra."""
     import sqlalchemy as sa
     from airflow.models.asset import AssetEvent, AssetModel
@@ -155,369 +63,647 @@ def events_of(run_id: str) -> list[tuple[str, str | None, Any]]:
     query = (
         sa.select(AssetModel.name, AssetEvent.partition_key, AssetEvent.extra)
         .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
-        .where(AssetEvent.source_run_id == run_id)
+        .where(AssetEvent.source_run_id == run.run_id)
     )
     return [tuple(row) for row in Session().execute(query)]
 
 
-@pytest.mark.parametrize("error", [BatchQuarantined("17 rows too cold"), SourceEmpty("no rows")], ids=["bad", "empty"])
-def test_a_refused_batch_is_not_scored_and_not_tried_again(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], error: Exception
+def too_cold(rows: pa.Table) -> pa.Table:
+    """The suite allows signals of -10 and more."""
+    return rows.set_column(2, "signal", pc.subtract(rows["signal"], 100.0))
+
+
+def turned(labels: pa.Table) -> pa.Table:
+    """The other outcome for every row."""
+    return labels.set_column(2, "outcome", pc.subtract(1, labels["outcome"]))
+
+
+# --- score -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_validated_then_scored_as_of_its_end(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("champion")
+    day = made.day(2)
+    run = scheduler.run(made, "score", batch=day.key)
+    assert run.state == "success"
+    assert written(stores, run) == [("validate", "validation", "ACCEPT"), ("score", "scoring", "SERVED")]
+    validation, scoring = entries_of(stores, run)
+    assert (validation.subject, scoring.subject) == (day.key, day.key)
+    assert (validation.as_of, scoring.as_of) == (day.end, day.end)
+    assert scoring.run.dag_id == "made_score"
+    assert f"/dags/made_score/runs/{run.run_id}/tasks/score" in str(scoring.run.url)
+    # what the monitor is started with
+    [(asset, key, extra)] = events_of(run)
+    assert (asset, key) == ("made_predictions", day.key)
+    assert (extra["entry"], extra["versions"], extra["served"]) == (scoring.id, ["1"], {"1": 400})
+    assert slack.posts == []
+
+
+def test_a_score_task_that_is_cleared_changes_nothing_and_another_run_is_a_backfill(
+    scheduler: Scheduler, live_in: LiveIn
 ) -> None:
-    from airflow.sdk.exceptions import AirflowFailException
-
-    from perennial_airflow import wiring
-
-    deeds.answers = {"validate": error}
-    states = run_dag("score", partition_key=KEY)
-
-    assert (states["validate"], states["score"], states["run"]) == ("failed", "upstream_failed", "failed")
-    assert deeds.names == ["validate"]
-    assert alerts == ["Batch quarantined" if isinstance(error, BatchQuarantined) else "Task failed"]
-    # AirflowFailException is what Airflow never retries
-    assert isinstance(error, wiring.NOT_RETRIED)
-    assert issubclass(AirflowFailException, Exception)
+    made, stores = live_in("champion")
+    key = made.day(2).key
+    first = scheduler.run(made, "score", batch=key)
+    before = [to_json(entry) for entry in stores.ledger.entries("made")]
+    again = scheduler.clear(made, "score", first, "validate", "score")
+    assert (again.run_id, again.state) == (first.run_id, "success")
+    assert [to_json(entry) for entry in stores.ledger.entries("made")] == before
+    other = scheduler.run(made, "score", batch=key)
+    # the same rows and suite were judged already, so only the scoring is new
+    assert written(stores, other) == [("score", "scoring", "BACKFILLED")]
 
 
-def test_a_service_that_is_down_is_tried_again() -> None:
-    from perennial_airflow import wiring
+def test_a_quarantined_batch_is_not_scored_not_tried_again_and_told(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("champion")
+    day = made.day(2)
+    made.edit(day, too_cold)
+    run = scheduler.run(made, "score", batch=day.key, retries=2)
+    assert (run.tasks, run.state) == ({"validate": "failed", "score": "upstream_failed"}, "failed")
+    assert written(stores, run) == [("validate", "validation", "QUARANTINE")]
+    assert events_of(run) == []
+    assert slack.headlines == ["Batch quarantined"]
+    assert f"batch {day.key}" in slack.text
+    assert "expect_column_values_to_be_between on column 'signal'" in slack.text
 
-    assert not issubclass(RegistryUnavailable, wiring.NOT_RETRIED)
+
+def test_a_batch_that_did_not_come_is_tried_again_and_an_empty_one_is_not(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("champion")
+    day = made.day(2)
+    made.edit(day, lambda rows: rows.slice(0, 0))
+    assert scheduler.run(made, "score", batch=day.key, retries=2).tasks["validate"] == "failed"
+    assert slack.headlines == ["Task failed"]
+    assert "has no rows" in slack.text
+    made.rows_file(day).unlink()
+    late = scheduler.run(made, "score", batch=day.key, retries=2)
+    assert (late.tasks["validate"], late.state) == ("up_for_retry", "running")
+    # nobody is told of what may mend itself
+    assert slack.headlines == ["Task failed"]
+    assert stores.ledger.entries("made", subject=day.key) == ()
 
 
 def test_a_run_without_a_partition_key_says_how_to_give_one(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], caplog: pytest.LogCaptureFixture
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    states = run_dag("score")
-    assert states["validate"] == "failed"
-    assert not deeds.calls
+    made, stores = live_in("champion")
+    run = scheduler.run(made, "score")
+    assert run.tasks == {"validate": "failed", "score": "upstream_failed"}
+    assert written(stores, run) == []
+    assert "has no partition key, so no batch. Trigger it with one, such as '2025-03-09T00:00:00'" in slack.text
 
 
-def test_a_measured_batch_publishes_its_health(run_dag: RunDag, deeds: Deeds, alerts: list[str]) -> None:
-    measured = {"partition": KEY, "verdict": "STABLE", "report": "flight_delay/x.html"}
-    deeds.answers = {"monitor": measured}
-    states = run_dag("monitor", partition_key=KEY)
-    assert states["monitor"] == "success"
-    assert deeds.of("monitor")[0]["as_of"] == BATCH.end
-    assert deeds.of("report")[0]["partition"] == BATCH
-    assert events_of(states["run_id"]) == [("flight_delay_health", KEY, measured)]
+# --- monitor, drift_sensor -------------------------------------------------------------------------------------------
 
 
-def sensed(verdict: str) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "reason": "loss rose",
-        "trigger": "quality",
-        "change_partition": KEY,
-        "entry": f"e{verdict}",
-        "as_of": BATCH.end.isoformat(),
-    }
-
-
-def test_only_retrain_starts_the_retrain_dag_and_hands_on_why_and_when(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], runs_of: Callable[[str], dict[str, Any]]
+def test_a_measured_batch_publishes_its_health_before_the_report_for_people(
+    scheduler: Scheduler, live_in: LiveIn
 ) -> None:
-    before = set(runs_of("flight_delay_retrain"))
-    deeds.answers = {"decide": [sensed("WAIT"), sensed("CANNOT_TELL")]}
-    for _ in range(2):
-        states = run_dag("drift_sensor", partition_key=KEY)
-        assert (states["start_retrain"], states["run"]) == ("skipped", "success")
-    assert set(runs_of("flight_delay_retrain")) == before
-    assert alerts == ["Health unknown"]
+    made, stores = live_in("champion")
+    day = made.day(2)
+    made.score(stores, day)
+    run = scheduler.run(made, "monitor", batch=day.key)
+    assert (run.tasks, run.state) == ({"monitor": "success", "report": "success"}, "success")
+    assert [(kind, task) for task, kind, _ in written(stores, run)] == [
+        ("drift", "monitor"),
+        ("label_drift", "monitor"),
+        ("health", "monitor"),
+    ]
+    health = entries_of(stores, run)[-1]
+    assert health.as_of == day.end
+    [(asset, key, extra)] = events_of(run)
+    assert (asset, key) == ("made_health", day.key)
+    assert (extra["entry"], tuple(extra["measured"])) == (health.id, health.read(HealthBody).measured)
+    assert [page.stem for page in (made.settings.reports / "made").glob("2025*.html")] == ["2025-03-11T000000"]
 
-    deeds.answers = {"decide": sensed("RETRAIN")}
-    states = run_dag("drift_sensor", partition_key=KEY)
-    assert states["start_retrain"] == "success"
-    started = {run: conf for run, conf in runs_of("flight_delay_retrain").items() if run not in before}
+
+def test_a_batch_that_was_not_scored_has_no_health(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("champion")
+    run = scheduler.run(made, "monitor", batch=made.day(2).key)
+    assert (run.tasks, run.state) == ({"monitor": "failed", "report": "upstream_failed"}, "failed")
+    assert (written(stores, run), events_of(run)) == ([], [])
+    assert "was never scored" in slack.text
+
+
+def test_a_sensor_that_waits_starts_nothing(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("champion")
+    run = scheduler.run(made, "drift_sensor", batch=made.day(1).key)
+    assert (run.tasks, run.state) == ({"decide": "success", "start_retrain": "skipped"}, "success")
+    assert written(stores, run) == [("decide", "retraining", "WAIT")]
+    assert slack.posts == []
+
+
+def test_a_champion_that_is_worse_than_a_constant_is_told_once(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("champion")
+    for number in range(3):
+        made.live(stores, made.day(number))
+    headlines = []
+    for number in (3, 4):
+        day = made.day(number)
+        made.score(stores, day)
+        made.monitor(stores, day)
+        run = scheduler.run(made, "drift_sensor", batch=day.key)
+        assert run.tasks["decide"] == "success"
+        headlines.append(list(slack.headlines))
+    assert headlines == [["Incident"], ["Incident"]]
+    assert "the model predicts worse than a constant" in slack.texts[0]
+
+
+def test_a_sensor_that_cannot_tell_starts_nothing_and_tells(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("admitted")
+    # version 2 serves on a person's word, and has scored nothing yet
+    context = made.context(stores, made.day(HARMED).end)
+    rollout.open_rollout(context, "2", "by hand")
+    now = stores.ledger.deployment("made")
+    assert now is not None
+    context.deploy(
+        replace(now, revision=now.revision + 1, champion="2", challenger=None, rollout_id=None),
+        Kind.DEPLOYMENT,
+        "by hand",
+        Event.STAGE,
+        StageBody(stage=0, split=0.0),
+        key="by hand",
+    )
+    run = scheduler.run(made, "drift_sensor", batch=made.day(HARMED).key)
+    assert run.tasks == {"decide": "success", "start_retrain": "skipped"}
+    assert written(stores, run) == [("decide", "retraining", "CANNOT_TELL")]
+    assert slack.headlines == ["Health unknown"]
+    assert "no partition of champion 2 has labels or an estimate yet" in slack.text
+
+
+def test_lost_quality_starts_one_retrain_and_hands_on_why_and_when(
+    scheduler: Scheduler, live_in: LiveIn, runs_of: RunsOf
+) -> None:
+    made, stores = live_in("harmed")
+    day = made.day(HARMED)
+    before = runs_of("made_retrain")
+    run = scheduler.run(made, "drift_sensor", batch=day.key)
+    assert (run.tasks, run.state) == ({"decide": "success", "start_retrain": "success"}, "success")
+    [decided] = entries_of(stores, run)
+    assert decided.verdict == Verdict.RETRAIN
+    started = {run_id: conf for run_id, conf in runs_of("made_retrain").items() if run_id not in before}
     assert started == {
-        f"sensor__{KEY}__eRETRAIN": {
-            "reason": "loss rose",
-            "as_of": BATCH.end.isoformat(),
-            "change_partition": KEY,
+        f"sensor__{day.key}__{decided.id}": {
+            "reason": decided.read(Decision).reasons[0],
+            "as_of": day.end.isoformat(),
+            "change_partition": made.day(HARMED - 2).key,
         }
     }
-    # the same decision again starts nothing twice
-    assert run_dag("drift_sensor", partition_key=KEY)["start_retrain"] == "skipped"
+    # cleared, the sensor finds its verdict in the ledger and its retrain under way
+    again = scheduler.clear(made, "drift_sensor", run, "decide", "start_retrain")
+    assert again.tasks == {"decide": "success", "start_retrain": "skipped"}
+    assert [entry.id for entry in entries_of(stores, run)] == [decided.id]
 
 
-# --- retrain -------------------------------------------------------------------------------------------------------
+# --- retrain ---------------------------------------------------------------------------------------------------------
 
 
-def gated(verdict: str, **more: Any) -> dict[str, Any]:
-    judged = {"verdict": verdict, "reason": "because", "version": None, "first": False, "returned_version": None}
-    return {**judged, "entry": f"g{verdict}", **more}
+def asked(made: MadeModel) -> dict[str, Any]:
+    """The parameters with which the sensor starts a retrain after the change."""
+    return {
+        "reason": "lost quality",
+        "as_of": made.day(HARMED).end.isoformat(),
+        "change_partition": made.day(HARMED - 2).key,
+    }
 
 
-CONF = {"reason": "loss rose", "as_of": BATCH.end.isoformat(), "change_partition": KEY}
+RETRAIN_TASKS = ("freeze", "train", "gate", "start_rollout", "abandon")
 
 
-def test_an_admitted_challenger_starts_its_rollout(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], runs_of: Callable[[str], dict[str, Any]]
+def test_an_admitted_challenger_starts_its_rollout_which_takes_over_the_lease(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, runs_of: RunsOf
 ) -> None:
-    deeds.answers = {"freeze": {"rows": 9}, "train": "run1", "gate": gated("ADMIT", version="4")}
-    states = run_dag("retrain", conf=CONF)
+    made, stores = live_in("harmed")
+    run = scheduler.run(made, "retrain", conf=asked(made))
+    assert run.tasks == {**dict.fromkeys(RETRAIN_TASKS, "success"), "abandon": "skipped"}
+    assert run.state == "success"
+    assert written(stores, run) == [("freeze", "snapshot", "FROZEN"), ("gate", "promotion", "ADMIT")]
+    frozen, gate = entries_of(stores, run)
+    assert frozen.read(SnapshotBody).reason == "lost quality"
+    assert frozen.read(SnapshotBody).snapshot.start == made.day(HARMED - 2).start
+    assert (frozen.as_of, gate.as_of) == (made.day(HARMED).end, made.day(HARMED).end)
+    assert runs_of("made_rollout")[f"gate__v2__{gate.id}"] == {
+        "version": "2",
+        "reason": f"admitted by the gate, ledger {gate.id}",
+        "lease": run.run_id,
+    }
+    assert stores.ledger.holder("made", RETRAIN_LEASE) == run.run_id
+    assert slack.headlines == ["Retrain started"]
 
-    assert states["run"] == "success"
-    assert deeds.names == ["freeze", "train", "gate"]
-    assert deeds.of("freeze")[0]["as_of"] == BATCH.end
-    assert deeds.of("freeze")[0]["reason"] == "loss rose"
-    assert deeds.of("freeze")[0]["change_partition"] == KEY
-    assert deeds.of("train")[0]["snapshot"] == {"rows": 9}
-    assert deeds.of("gate")[0]["mlflow_run_id"] == "run1"
-    assert deeds.of("gate")[0]["as_of"] == BATCH.end
-    started = runs_of("flight_delay_rollout")["gate__v4__gADMIT"]
-    assert started["version"] == "4"
-    assert started["lease"] == states["run_id"]
-    assert alerts == ["Retrain started"]
-    assert states["abandon"] == "skipped"
 
-
-def test_a_rollout_says_which_version_it_brings_back(
-    run_dag: RunDag, deeds: Deeds, runs_of: Callable[[str], dict[str, Any]]
+def test_a_refused_challenger_is_told_and_starts_no_rollout(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, runs_of: RunsOf
 ) -> None:
-    deeds.answers = {"freeze": {}, "train": "run1", "gate": gated("ADMIT", version="5", returned_version="1")}
-    assert run_dag("retrain", conf=CONF)["run"] == "success"
-    assert runs_of("flight_delay_rollout")["gate__v5__gADMIT"]["reason"].endswith("brings version 1 back")
+    made, stores = live_in("harmed", gate={"min_rows": 100_000})
+    before = runs_of("made_rollout")
+    run = scheduler.run(made, "retrain", conf=asked(made))
+    assert (run.tasks["gate"], run.tasks["start_rollout"], run.state) == ("success", "skipped", "success")
+    assert written(stores, run)[-1] == ("gate", "promotion", "REFUSE")
+    assert runs_of("made_rollout") == before
+    assert stores.ledger.holder("made", RETRAIN_LEASE) is None
+    assert slack.headlines == ["Retrain started", "Challenger refused"]
 
 
-@pytest.mark.parametrize(
-    ("judged", "told"),
-    [
-        (gated("REFUSE"), ["Retrain started", "Challenger refused"]),
-        (gated("ADMIT", version="1", first=True), ["Retrain started"]),
-    ],
-    ids=["refused", "first champion"],
-)
-def test_a_refused_challenger_and_a_first_champion_start_no_rollout(
-    run_dag: RunDag,
-    deeds: Deeds,
-    alerts: list[str],
-    runs_of: Callable[[str], dict[str, Any]],
-    judged: dict[str, Any],
-    told: list[str],
+def test_the_first_champion_serves_at_once_from_the_start_of_the_live_time(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, runs_of: RunsOf
 ) -> None:
-    before = runs_of("flight_delay_rollout")
-    deeds.answers = {"freeze": {"rows": 9}, "train": "run1", "gate": judged}
-    states = run_dag("retrain", conf=CONF)
-    assert (states["start_rollout"], states["run"]) == ("skipped", "success")
-    assert runs_of("flight_delay_rollout") == before
-    assert alerts == told
+    made, stores = live_in("empty")
+    before = runs_of("made_rollout")
+    run = scheduler.run(made, "retrain")
+    assert (run.tasks["gate"], run.tasks["start_rollout"], run.state) == ("success", "skipped", "success")
+    assert runs_of("made_rollout") == before
+    assert [(d.champion, d.challenger) for d in stores.ledger.deployments("made")] == [("1", None)]
+    assert {entry.as_of for entry in entries_of(stores, run)} == {START}
+    assert slack.headlines == ["Retrain started"]
+
+
+def test_a_retrain_without_a_moment_takes_the_newest_that_was_measured(scheduler: Scheduler, live_in: LiveIn) -> None:
+    made, stores = live_in("champion", training={"min_rows": 100_000})
+    run = scheduler.run(made, "retrain")
+    assert run.tasks["freeze"] == "failed"
+    # the failure is all that it leaves: too few rows
+    assert [(e.kind, e.verdict, e.as_of) for e in entries_of(stores, run)] == [("retrain", "FAILED", made.day(1).end)]
 
 
 def test_a_second_retrain_skips_while_the_first_holds_the_lease(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str]
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    deeds.answers = {"freeze": LeaseTaken("run x holds the lease")}
-    states = run_dag("retrain", conf=CONF)
-    assert {states[t] for t in ("freeze", "train", "gate", "start_rollout", "abandon")} == {"skipped"}
-    assert states["run"] == "success"
-    assert not alerts
+    made, stores = live_in("harmed")
+    assert stores.ledger.claim("made", RETRAIN_LEASE, "the first", made.day(HARMED).end)
+    run = scheduler.run(made, "retrain", conf=asked(made))
+    assert (run.tasks, run.state) == (dict.fromkeys(RETRAIN_TASKS, "skipped"), "success")
+    [skipped] = entries_of(stores, run)
+    assert (skipped.verdict, skipped.read(RetrainBody).holder) == (Event.SKIPPED, "run the first")
+    assert slack.posts == []
 
 
 def test_a_failed_retrain_gives_its_own_lease_back_and_nobody_elses(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], stores: Stores
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    def freeze(given: dict[str, Any]) -> dict[str, Any]:
-        assert stores.ledger.claim("flight_delay", "retrain", given["run"].run_id, given["as_of"])
-        return {}
-
-    deeds.answers = {"freeze": freeze, "train": RegistryUnavailable("MLflow is down")}
-    states = run_dag("retrain", conf=CONF)
-    assert (states["train"], states["gate"], states["abandon"]) == ("failed", "upstream_failed", "success")
-    assert states["run"] == "failed"
-    assert [given["run"].run_id for given in deeds.of("abandon")] == [states["run_id"]]
-    assert alerts == ["Retrain started", "Task failed"]
-
-    # the lease of the run before still stands (abandon is a stand-in): another run's failure leaves it alone
-    deeds.answers = {"freeze": {}, "train": RegistryUnavailable("MLflow is down")}
-    run_dag("retrain", conf=CONF)
-    assert len(deeds.of("abandon")) == 1
+    made, stores = live_in("harmed")
+    pipeline = made.spec.folder / "pipeline.py"
+    pipeline.write_text(pipeline.read_text(encoding="utf-8").replace("(**params)", "(C='much')"), encoding="utf-8")
+    run = scheduler.run(made, "retrain", conf=asked(made))
+    failed = {"train": "failed", "gate": "upstream_failed", "start_rollout": "upstream_failed", "abandon": "success"}
+    assert (run.tasks, run.state) == ({"freeze": "success", **failed}, "failed")
+    assert written(stores, run) == [("freeze", "snapshot", "FROZEN"), ("abandon", "retrain", "FAILED")]
+    assert stores.ledger.holder("made", RETRAIN_LEASE) is None
+    assert slack.headlines == ["Retrain started", "Task failed"]
+    # cleared while another retrain is under way, it fails again and leaves that one's lease alone
+    assert stores.ledger.claim("made", RETRAIN_LEASE, "another", made.day(HARMED).end)
+    assert scheduler.clear(made, "retrain", run, "train", "abandon").tasks["abandon"] == "success"
+    assert stores.ledger.holder("made", RETRAIN_LEASE) == "another"
 
 
-def test_a_retrain_of_recorded_history_without_a_moment_takes_the_newest_known_one(
-    run_dag: RunDag, deeds: Deeds, alerts: list[str], stores: Stores
-) -> None:
-    deeds.answers = {"freeze": LeaseTaken("enough for this test")}
-    run_dag("retrain")
-    stores.ledger.append(
-        model="flight_delay",
-        kind="health",
-        subject=KEY,
-        verdict="STABLE",
-        as_of=BATCH.end,
-        body={},
-        run=RunLink("r"),
-    )
-    run_dag("retrain")
-    assert [given["as_of"] for given in deeds.of("freeze")] == [SPEC.schedule.start, BATCH.end]
+# --- rollout ---------------------------------------------------------------------------------------------------------
+
+STAGES = ("serve_5_percent", "serve_25_percent", "serve_50_percent", "serve_100_percent")
+#: the first batch after the gate has let version 2 in
+FIRST = HARMED + 1
+#: a stage that nobody wakes is ended by a rollback, so that its test fails instead of hanging
+LONGEST_WAIT_SECONDS = 60
 
 
-# --- rollout -------------------------------------------------------------------------------------------------------
+@contextmanager
+def while_the_stages_sleep(
+    made: MadeModel, happens: Callable[[Stores, int], None], *, entered: int = 0
+) -> Iterator[None]:
+    """In another thread: whenever a stage sleeps, the next thing happens, as by the other DAGs or a person.
+
+    `happens` gets the stores and a number that counts up from 0; `entered` is the stage that the rollout begins with.
+    """
+    ended = threading.Event()
+
+    def live() -> None:
+        number, woken = 0, time.monotonic()
+        with open_stores(made.settings) as stores:
+            while not ended.wait(0.05):
+                if _sleeps(stores, number, entered):
+                    happens(stores, number)
+                    number, woken = number + 1, time.monotonic()
+                elif time.monotonic() > woken + LONGEST_WAIT_SECONDS and stores.ledger.deployment("made").challenger:
+                    rollout.roll_back(made.context(stores, made.day(FIRST).end, "nobody woke it"), "the test hangs")
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-@pytest.fixture
-def rollout(deeds: Deeds, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Deeds:
-    """Stand-ins that move the deployment; every stage entered is followed by one more measured batch."""
-    monkeypatch.setenv("PERENNIAL_POKE_SECONDS", "0.01")
-    deploy(stores, Deployment("flight_delay", 1, champion="3"))
-
-    def opened(given: dict[str, Any]) -> None:
-        deploy(stores, Deployment("flight_delay", 2, "3", given["version"], rollout_id=given["rollout_id"]))
-
-    def entered(given: dict[str, Any]) -> None:
-        now = stores.ledger.deployment("flight_delay")
-        assert now is not None
-        if now.stage < given["stage"]:
-            after = Deployment(
-                "flight_delay", now.revision + 1, "3", "4", stage=given["stage"], rollout_id=now.rollout_id
-            )
-            deploy(stores, after)
-
-    deeds.answers = {"open_rollout": opened, "enter_stage": entered}
-    return deeds
+def _sleeps(stores: Stores, happened: int, entered: int) -> bool:
+    """Whether a stage has been entered, and judged all that has happened so far; a person's word is not judged."""
+    now = stores.ledger.deployment("made")
+    if now is None or now.rollout_id is None:
+        return False
+    entries = stores.ledger.entries("made", subject=now.rollout_id)
+    verdicts = [e.verdict for e in entries if e.kind in {Kind.ROLLOUT, Kind.OVERRIDE}]
+    return len(verdicts) == happened and now.stage == entered + verdicts.count(Verdict.ADVANCE)
 
 
-def deploy(stores: Stores, after: Deployment) -> None:
-    stores.ledger.deploy(
-        after,
-        kind="deployment",
-        subject="x",
-        verdict="STAGE",
-        as_of=datetime(2013, 6, 10, tzinfo=UTC),
-        body={},
-        run=RunLink("r"),
-    )
+def the_next_day(made: MadeModel) -> Callable[[Stores, int], None]:
+    """One more day is scored and measured."""
 
+    def live(stores: Stores, number: int) -> None:
+        made.score(stores, made.day(FIRST + number))
+        made.monitor(stores, made.day(FIRST + number))
 
-def measure(stores: Stores, number: int) -> None:
-    stores.ledger.append(
-        model="flight_delay",
-        kind="health",
-        subject=f"batch {number}",
-        verdict="STABLE",
-        as_of=BATCH.end,
-        body={},
-        run=RunLink(f"r{number}"),
-    )
-
-
-def evidence_arrives(monkeypatch: pytest.MonkeyPatch, stores: Stores) -> None:
-    """Every time a stage has looked at the ledger and sleeps, one more batch is measured."""
-    from perennial_airflow import triggers
-
-    looks: list[int] = []
-    plain = triggers.EvidenceTrigger.run
-
-    def run(self: Any) -> Any:
-        looks.append(1)
-        measure(stores, len(looks))
-        return plain(self)
-
-    monkeypatch.setattr(triggers.EvidenceTrigger, "run", run)
-
-
-def judged(verdict: str) -> dict[str, Any]:
-    return {"verdict": verdict, "reason": f"{verdict} because", "needs_person": False, "entry": "j"}
+    return live
 
 
 def test_a_good_challenger_walks_all_stages_and_is_promoted(
-    run_dag: RunDag,
-    rollout: Deeds,
-    stores: Stores,
-    alerts: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    evidence_arrives(monkeypatch, stores)
-    verdicts = [judged(v) for v in ("ADVANCE", "HOLD", "HOLD", "ADVANCE", "ADVANCE", "PROMOTE")]
-    rollout.answers["judge"] = verdicts
-    # the second HOLD is one that only a person can end
-    verdicts[2]["needs_person"] = True
-    states = run_dag("rollout", conf={"version": "4"})
-
-    assert states["run"] == "success"
-    assert [given["stage"] for given in rollout.of("enter_stage")] == [0, 1, 2, 3]
-    assert [given["stage"] for given in rollout.of("judge")] == [0, 1, 1, 1, 2, 3]
-    assert {given["rollout_id"] for given in rollout.of("judge")} == {states["run_id"]}
-    assert {given["as_of"] for given in rollout.of("judge")} == {BATCH.end}
-    assert alerts == ["Rollout undecided", "Promoted"]
+    made, stores = live_in("admitted")
+    # the second day's labels never come: nothing to judge, so that stage is held for a day
+    made.labels_file(made.day(FIRST + 1)).unlink()
+    with while_the_stages_sleep(made, the_next_day(made)):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert (set(run.tasks.values()), run.state) == ({"success"}, "success")
+    assert set(run.tasks) == {"begin", "open", "free_retrain", *STAGES}
+    verdicts = [(task, verdict) for task, kind, verdict in written(stores, run) if kind == "rollout"]
+    assert verdicts == [
+        ("serve_5_percent", "ADVANCE"),
+        ("serve_25_percent", "HOLD"),
+        ("serve_25_percent", "ADVANCE"),
+        ("serve_50_percent", "ADVANCE"),
+        ("serve_100_percent", "PROMOTE"),
+    ]
+    assert [d.split for d in stores.ledger.deployments("made")] == [0.0, 0.0, 0.05, 0.25, 0.5, 1.0, 0.0]
+    assert stores.registry.aliases("made") == {"champion": "2"}
+    assert slack.headlines == ["Promoted"]
 
 
 def test_a_bad_challenger_is_rolled_back_and_never_sees_the_next_stage(
-    run_dag: RunDag,
-    rollout: Deeds,
-    stores: Stores,
-    alerts: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    evidence_arrives(monkeypatch, stores)
-    rollout.answers["judge"] = [judged("ADVANCE"), judged("ROLL_BACK")]
-    states = run_dag("rollout", conf={"version": "4"})
-    assert states["serve_25_percent"] == "success"
-    assert (states["serve_50_percent"], states["serve_100_percent"]) == ("skipped", "skipped")
-    assert states["run"] == "success"
-    assert [given["stage"] for given in rollout.of("enter_stage")] == [0, 1]
-    assert alerts == ["Rolled back"]
+    made, stores = live_in("admitted")
+    # the old concept is back
+    made.edit(made.day(FIRST), turned, labels=True)
+    with while_the_stages_sleep(made, the_next_day(made)):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert run.state == "success"
+    assert written(stores, run)[-1] == ("serve_5_percent", "rollout", "ROLL_BACK")
+    assert stores.registry.aliases("made") == {"champion": "1"}
+    assert slack.headlines == ["Rolled back"]
 
 
 def test_a_rollback_by_somebody_else_wakes_the_stage_and_ends_the_rollout(
-    run_dag: RunDag,
-    rollout: Deeds,
-    stores: Stores,
-    alerts: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    from perennial_airflow import triggers
+    made, stores = live_in("admitted")
 
-    plain = triggers.EvidenceTrigger.run
+    def taken_back(stores: Stores, _: int) -> None:
+        rollout.roll_back(made.context(stores, made.day(HARMED).end, "a shell"), "unsure")
 
-    def run(self: Any) -> Any:
-        now = stores.ledger.deployment("flight_delay")
-        assert now is not None
-        deploy(stores, Deployment("flight_delay", now.revision + 1, champion="3"))
-        return plain(self)
+    with while_the_stages_sleep(made, taken_back):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert run.state == "success"
+    assert stores.ledger.entries("made")[-1].run.run_id == "a shell"
+    assert slack.headlines == ["Rolled back"]
+    assert "unsure" in slack.text
 
-    monkeypatch.setattr(triggers.EvidenceTrigger, "run", run)
-    rollout.answers["judge"] = judged("ROLL_BACK")
-    states = run_dag("rollout", conf={"version": "4"})
-    assert states["serve_5_percent"] == "success"
-    assert states["serve_25_percent"] == "skipped"
-    assert states["run"] == "success"
-    assert alerts == ["Rolled back"]
+
+def test_a_rollback_while_a_stage_is_being_entered_is_not_slept_through(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perennial_airflow.stage import RolloutStage
+
+    made, stores = live_in("admitted")
+    enter = rollout.enter_stage
+
+    def entered_and_taken_back(context: TaskContext, rollout_id: str, stage: int) -> Deployment:
+        entered = enter(context, rollout_id, stage)
+        rollout.roll_back(made.context(stores, made.day(HARMED).end, "a shell"), "unsure")
+        return entered
+
+    def sleeps(stage: RolloutStage, seen: str) -> NoReturn:
+        raise AssertionError("the stage sleeps, and nobody will wake it")
+
+    # the moment between two lines of a task cannot be met from outside
+    monkeypatch.setattr(rollout, "enter_stage", entered_and_taken_back)
+    monkeypatch.setattr(RolloutStage, "_wait", sleeps)
+    run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert run.state == "success"
+    assert slack.headlines == ["Rolled back"]
+
+
+def test_a_hold_that_only_a_person_can_end_is_told(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("admitted", rollout={"max_partitions": 1, "undecided": "hold"})
+    made.labels_file(made.day(FIRST)).unlink()
+
+    def day_then_rollback(stores: Stores, number: int) -> None:
+        if number:
+            rollout.roll_back(made.context(stores, made.day(FIRST).end, "a shell"), "nobody knows")
+        else:
+            the_next_day(made)(stores, number)
+
+    with while_the_stages_sleep(made, day_then_rollback):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [verdict for _, kind, verdict in written(stores, run) if kind == "rollout"] == ["HOLD"]
+    assert slack.headlines == ["Rollout undecided", "Rolled back"]
+
+
+@pytest.mark.parametrize(
+    ("undecided", "verdict", "champion", "headline"),
+    [
+        ("better", Verdict.PROMOTE_UNDECIDED, "2", "Promoted undecided"),
+        ("roll_back", Verdict.ROLL_BACK_UNDECIDED, "1", "Rolled back undecided"),
+    ],
+)
+def test_a_rollout_that_stays_undecided_ends_by_itself(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, undecided: str, verdict: str, champion: str, headline: str
+) -> None:
+    made, stores = live_in("admitted", rollout={"min_rows": 100_000, "max_age": "2d", "undecided": undecided})
+    with while_the_stages_sleep(made, the_next_day(made)):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert run.state == "success"
+    assert [v for _, kind, v in written(stores, run) if kind == "rollout"] == ["HOLD", verdict]
+    assert stores.registry.aliases("made") == {"champion": champion}
+    assert slack.headlines == [headline]
+    assert "lasted as long as it may, 2d, undecided" in slack.text
+
+
+def test_a_challenger_that_is_shown_to_be_better_skips_the_stages_that_follow(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perennial.decisions import rollout as rule
+
+    made, stores = live_in("admitted", rollout={"pace": "evidence"})
+    # as if the holdout had not shown it already: then the rollout would begin with the last stage
+    monkeypatch.setattr(rule, "start", lambda *_: rule.Start(0))
+    with while_the_stages_sleep(made, the_next_day(made)):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert stores.registry.aliases("made") == {"champion": "2"}
+    assert slack.headlines == ["Promoted"]
+
+
+def test_a_rollout_that_begins_with_its_last_stage_passes_the_others_over(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perennial.decisions import rollout as rule
+
+    made, stores = live_in("admitted")
+    # `pace: stages` begins with the first one
+    monkeypatch.setattr(rule, "start", lambda *_: rule.Start(3, 1e-5, 0.4))
+
+    def the_day(stores: Stores, number: int) -> None:
+        if stores.ledger.deployment("made").stage == 3:
+            the_next_day(made)(stores, number)
+
+    with while_the_stages_sleep(made, the_day, entered=3):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success"] * 4
+    assert [(task, v) for task, kind, v in written(stores, run) if kind == "rollout"] == [
+        ("serve_100_percent", "PROMOTE")
+    ]
+    assert [d.split for d in stores.ledger.deployments("made")] == [0.0, 0.0, 1.0, 0.0]
+    assert slack.headlines == ["Promoted"]
+
+
+def test_a_person_sends_a_sleeping_rollout_on_and_its_run_ends_with_it(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("admitted")
+
+    def sent_on(stores: Stores, number: int) -> None:
+        rollout.advance(made.context(stores, made.day(HARMED).end, f"a shell {number}"), "we know better")
+
+    with while_the_stages_sleep(made, sent_on):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    # a stage that is asleep while the next ones are entered and left hears of the end at once
+    assert run.tasks[STAGES[0]] == run.state == "success"
+    assert {run.tasks[stage] for stage in STAGES} <= {"success", "skipped"}
+    assert [e.verdict for e in stores.ledger.entries("made", kind=Kind.OVERRIDE)] == ["ADVANCE"] * 3 + ["PROMOTE"]
+    assert stores.registry.aliases("made") == {"champion": "2"}
+    assert slack.headlines == ["Promoted"]
+    assert "we know better" in slack.text
+
+
+def test_a_rollout_that_is_ended_while_a_stage_is_entered_fails_nothing(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, stores = live_in("admitted")
+    enter = rollout.enter_stage
+
+    def beaten(context: TaskContext, rollout_id: str, stage: int) -> Deployment:
+        rollout.roll_back(made.context(stores, made.day(HARMED).end, "a shell"), "we know better")
+        return enter(context, rollout_id, stage)
+
+    monkeypatch.setattr(rollout, "enter_stage", beaten)
+    run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert run.tasks[STAGES[0]] == run.state == "success"
+    assert {run.tasks[stage] for stage in STAGES[1:]} == {"skipped"}
+    assert stores.registry.aliases("made") == {"champion": "1"}
+    assert slack.headlines == ["Rolled back"]
+
+
+def test_the_advance_parameter_sends_the_challenger_on_and_runs_nothing_else(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
+) -> None:
+    made, stores = live_in("admitted")
+    made.open(stores, "2", made.day(HARMED).end)
+    run = scheduler.run(made, "rollout", conf={"advance": True, "reason": "customers like it"})
+    assert run.tasks == {**dict.fromkeys(["open", *STAGES], "skipped"), "begin": "success", "free_retrain": "success"}
+    assert written(stores, run) == [("begin", "override", "ADVANCE")]
+    now = stores.ledger.deployment("made")
+    assert now is not None
+    assert (now.challenger, now.stage, now.split) == ("2", 1, 0.25)
+    assert slack.headlines == ["Advanced by a person"]
+    assert "customers like it" in slack.text
+    # cleared, it goes no further
+    scheduler.clear(made, "rollout", run, "begin")
+    assert stores.ledger.deployment("made") == now
+    both = scheduler.run(made, "rollout", conf={"advance": True, "rollback": True})
+    assert both.tasks["begin"] == "failed"
+    assert "are both set" in slack.text
+
+
+def test_a_newer_challenger_ends_the_run_of_the_older_one(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    # no stage has ever enough rows
+    made, stores = live_in("admitted", rollout={"min_rows": 100_000})
+
+    def overtaken(stores: Stores, number: int) -> None:
+        if number == 0:
+            the_next_day(made)(stores, number)
+            return
+        gate = made.retrain(stores, made.day(FIRST).end, "retrain-2", "more is known", made.day(3).key)
+        made.open(stores, str(gate.version), made.day(FIRST).end, "rollout-2")
+
+    with while_the_stages_sleep(made, overtaken):
+        run = scheduler.run(made, "rollout", conf={"version": "2"})
+    assert [run.tasks[stage] for stage in STAGES] == ["success", "skipped", "skipped", "skipped"]
+    assert run.state == "success"
+    assert slack.headlines[-1] == "Rollout superseded"
+    now = stores.ledger.deployment("made")
+    assert now is not None
+    assert (now.challenger, now.rollout_id) == ("3", "rollout-2")
 
 
 def test_the_rollback_parameter_takes_the_challenger_back_and_runs_nothing_else(
-    run_dag: RunDag, rollout: Deeds, alerts: list[str]
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    states = run_dag("rollout", conf={"rollback": True, "reason": "customers complain"})
-    assert rollout.names == ["roll_back"]
-    assert rollout.of("roll_back")[0]["reason"] == "customers complain"
-    assert (states["begin"], states["open"], states["serve_5_percent"]) == ("success", "skipped", "skipped")
-    assert states["run"] == "success"
-    assert alerts == ["Rolled back"]
+    made, stores = live_in("admitted")
+    made.open(stores, "2", made.day(HARMED).end)
+    run = scheduler.run(made, "rollout", conf={"rollback": True, "reason": "customers complain"})
+    # `free_retrain` runs always; here it has nothing to give back
+    assert run.tasks == {**dict.fromkeys(["open", *STAGES], "skipped"), "begin": "success", "free_retrain": "success"}
+    assert run.state == "success"
+    [override] = entries_of(stores, run)
+    assert override.read(OverrideBody).reason == "customers complain"
+    now = stores.ledger.deployment("made")
+    assert now is not None
+    assert (now.champion, now.challenger, now.rollout_id) == ("1", None, None)
+    assert stores.registry.aliases("made") == {"champion": "1"}
+    assert slack.headlines == ["Rolled back"]
 
 
 def test_a_rollout_does_not_open_for_an_artifact_other_than_the_proposed_one(
-    run_dag: RunDag, rollout: Deeds, stores: Stores, alerts: list[str]
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
-    stores.registry.digests[:] = ["abc", "changed"]  # type: ignore[attr-defined]
-    states = run_dag("rollout", conf={"version": "4"})
-    assert states["open"] == "failed"
-    assert not rollout.calls
-    assert alerts == ["Task failed"]
+    from mlflow import MlflowClient
+
+    made, stores = live_in("admitted")
+
+    def exchange() -> None:
+        client = MlflowClient(made.settings.tracking_uri, made.settings.tracking_uri)
+        client.set_model_version_tag("made", "2", "perennial.artifact_digest", "f" * 64)
+
+    run = scheduler.run(made, "rollout", conf={"version": "2"}, before={"open": exchange})
+    assert (run.tasks["begin"], run.tasks["open"], run.state) == ("success", "failed", "failed")
+    assert written(stores, run) == []
+    assert slack.headlines == ["Task failed"]
+    assert "Somebody changed the artifact" in slack.text
 
 
-def test_a_rollout_that_does_not_open_lets_the_next_retrain_start(
-    run_dag: RunDag, rollout: Deeds, stores: Stores, alerts: list[str]
-) -> None:
-    rollout.answers["open_rollout"] = RegistryUnavailable("MLflow is down")
-    stores.ledger.claim("flight_delay", "retrain", "retrain run", BATCH.end)
-    run_dag("rollout", conf={"version": "4", "lease": "another run"})
-    assert not rollout.of("abandon")
-    states = run_dag("rollout", conf={"version": "4", "lease": "retrain run"})
-    assert len(rollout.of("abandon")) == 1
-    assert states["run"] == "failed"
+def test_a_rollout_that_does_not_open_lets_the_next_retrain_start(scheduler: Scheduler, live_in: LiveIn) -> None:
+    made, stores = live_in("admitted")
+    assert stores.ledger.holder("made", RETRAIN_LEASE) == "retrain-1"
+    # version 1 is the champion already
+    scheduler.run(made, "rollout", conf={"version": "1", "lease": "another run"})
+    assert stores.ledger.holder("made", RETRAIN_LEASE) == "retrain-1"
+    run = scheduler.run(made, "rollout", conf={"version": "1", "lease": "retrain-1"})
+    assert (run.tasks["open"], run.tasks["free_retrain"], run.state) == ("failed", "success", "failed")
+    assert stores.ledger.holder("made", RETRAIN_LEASE) is None
 
 
-def test_a_rollout_without_a_version_says_what_to_give(run_dag: RunDag, rollout: Deeds, alerts: list[str]) -> None:
-    assert run_dag("rollout")["begin"] == "failed"
-    assert not rollout.calls
+def test_a_rollout_without_a_version_says_what_to_give(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("admitted")
+    run = scheduler.run(made, "rollout")
+    assert run.tasks["begin"] == "failed"
+    assert written(stores, run) == []
+    assert "parameter 'version' is empty; name a registered version, or set 'advance' or 'rollback'" in slack.text

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_model import CHANGE, RETRAIN_DAY, START, MadeModel, write_model
+from made_model import DAY, RETRAIN_DAY, START, MadeModel, write_model
+from slack_server import CONNECTION, Slack, local_slack
 from stack import Stack
 
-from perennial.records import LedgerEntry
-from perennial.stores.ledger import SqlLedger, make_engine
+from perennial.records import Deployment, Event, Kind, LedgerEntry, OpenedBody, Verdict
+from perennial.stores.database import make_engine
+from perennial.stores.ledger import SqlLedger
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 
@@ -24,40 +26,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reaso
 PATIENCE_SECONDS = 10
 
 
-@pytest.fixture
-def slack() -> Iterator[tuple[str, list[str]]]:
-    """The address of a local server that takes Slack messages, and what it got."""
-    got: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        def log_message(self, *args: object) -> None:
-            """Keep the test's output quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/services", got
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 class World:
     """One made model in one home, through as many lives of the stack as it takes."""
 
-    def __init__(self, project: Path, made: MadeModel, slack_address: str) -> None:
-        self.project, self.made = project, made
-        connection = {"conn_type": "slackwebhook", "host": slack_address, "password": "T/B/X"}
+    def __init__(self, project: Path, made: MadeModel, slack: Slack) -> None:
+        self.project, self.made, self.slack = project, made, slack
         self.more = {
             "PERENNIAL_SUITES": str(made.settings.suites),
             "PERENNIAL_POKE_SECONDS": "1",
-            "AIRFLOW_CONN_SLACK_ALERTS": json.dumps(connection),
+            CONNECTION: slack.connection,
         }
         self.stack: Stack | None = None
         self._token = ""
@@ -113,84 +90,130 @@ class World:
         }
         self.send("/api/v2/backfills", body)
 
-    @property
+    @cached_property
     def ledger(self) -> SqlLedger:
         return SqlLedger(make_engine(self.made.settings.ledger_url))
+
+    @property
+    def deployment(self) -> Deployment:
+        now = self.ledger.deployment("made")
+        assert now is not None
+        return now
 
     def entries(self, kind: str | None = None) -> tuple[LedgerEntry, ...]:
         return self.ledger.entries("made", kind=kind)
 
 
-@pytest.fixture
-def world(project: Path, tmp_path: Path, slack: tuple[str, list[str]]) -> Iterator[World]:
-    made = write_model(tmp_path).varied(rollout={"approval": "human"})
-    found = World(project, made, slack[0])
-    yield found
-    if found.stack is not None and found.stack.up.poll() is None:
-        found.stack.kill()
+# --- one life, in four acts; each is lived once, and the tests look at what it left --------------------------------
 
 
-def test_harm_is_met_by_an_approved_canary_that_survives_a_restart_and_a_person_takes_it_back(
-    world: World, slack: tuple[str, list[str]]
-) -> None:
-    told = slack[1]
-    world.start()
+@pytest.fixture(scope="module")
+def world(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with local_slack() as slack:
+        made = write_model(tmp_path_factory.mktemp("e2e")).varied(rollout={"approval": "human"})
+        world = World(project, made, slack)
+        world.start()
+        try:
+            yield world
+        finally:
+            world.ledger.close()
+            if world.stack is not None and world.stack.up.poll() is None:
+                try:
+                    world.stack.end()
+                finally:
+                    world.stack.kill()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What could be seen at the end of an act."""
+
+    rollout_id: str
+    deployment: Deployment
+    alerts: tuple[str, ...]
+
+    @classmethod
+    def now(cls, world: World, rollout_id: str) -> Seen:
+        return cls(rollout_id, world.deployment, tuple(world.slack.headlines))
+
+
+@pytest.fixture(scope="module")
+def asked(world: World) -> Seen:
+    """The first champion serves, harm has begun, a challenger was admitted, and a person is asked."""
     world.trigger("retrain", "first", reason="first champion", as_of=START.isoformat())
     assert world.ended("retrain", "first") == "success"
-    champion = world.ledger.deployment("made")
-    assert champion is not None
-
     # harm begins at CHANGE; the sensor believes it at the end of RETRAIN_DAY
-    assert CHANGE > START
     world.backfill(START, RETRAIN_DAY)
-    waiting = world.wait(
-        "somebody to be asked",
-        lambda: [
-            t
-            for r in world.get("/api/v2/dags/made_rollout/dagRuns")["dag_runs"]
-            for t in world.get(f"/api/v2/dags/made_rollout/dagRuns/{r['dag_run_id']}/taskInstances")["task_instances"]
-            if t["task_id"] == "approve" and t["state"] == "awaiting_input"
-        ],
-        300,
-    )
-    assert any("pproval" in text for text in told), told
-    assert world.ledger.deployment("made") == champion, "nothing moves before a person has said yes"
+    return Seen.now(world, world.wait("somebody to be asked", lambda: _awaiting_approval(world), 300))
 
+
+@pytest.fixture(scope="module")
+def approved(world: World, asked: Seen) -> Seen:
+    """A person has said yes, and the canary serves its first share."""
     time.sleep(PATIENCE_SECONDS)
-    rollout_id = waiting[0]["dag_run_id"]
-    answer = f"/api/v2/dags/made_rollout/dagRuns/{rollout_id}/taskInstances/approve/-1/hitlDetails"
+    answer = f"/api/v2/dags/made_rollout/dagRuns/{asked.rollout_id}/taskInstances/approve/-1/hitlDetails"
     world.send(answer, {"chosen_options": ["Approve"], "params_input": {}}, "PATCH")
-    staged = world.wait("the first stage", lambda: (d := world.ledger.deployment("made")) and d.stage == 0 and d, 120)
-    opened = next(e for e in world.entries("deployment") if e.verdict == "OPENED")
-    assert opened.body["approved_by"] == "admin"
-    assert len(opened.body["artifact_digest"]) == 64
-    assert staged.split == 0.05
+    world.wait("the first stage", lambda: world.deployment.stage == 0)
+    return Seen.now(world, asked.rollout_id)
 
-    # every component dies; the rollout goes on where it was
+
+@pytest.fixture(scope="module")
+def restarted(world: World, approved: Seen) -> Seen:
+    """Every component has died and come back, and one more day was scored."""
     assert world.stack is not None
     world.stack.end()
     world.start()
-    next_day = RETRAIN_DAY.replace(day=RETRAIN_DAY.day + 1)
     world.wait("the earlier backfill to be closed", lambda: _no_backfill(world), 90)
-    world.backfill(next_day, next_day)
-    advanced = world.wait(
-        "a stage after the restart", lambda: (d := world.ledger.deployment("made")) and d.stage == 1 and d
-    )
-    assert advanced.rollout_id == rollout_id
-    assert world.entries("rollout")[-1].verdict == "ADVANCE"
+    world.backfill(RETRAIN_DAY + DAY, RETRAIN_DAY + DAY)
+    world.wait("a stage after the restart", lambda: world.deployment.stage == 1)
+    return Seen.now(world, approved.rollout_id)
 
-    # a person takes it back from the UI's form
+
+@pytest.fixture(scope="module")
+def taken_back(world: World, restarted: Seen) -> Seen:
+    """A person has filled in the UI's form with `rollback`."""
     world.trigger("rollout", "back", rollback=True, reason="the desk saw something odd")
     assert world.ended("rollout", "back") == "success"
-    back = world.ledger.deployment("made")
-    assert back is not None
-    assert (back.champion, back.challenger, back.split) == (champion.champion, None, 0.0)
-    assert world.ended("rollout", rollout_id) == "success"
-    assert any("olled back" in text for text in told), told
-    assert world.ledger.verify("made") == len(world.entries())
-    world.stack.end()
+    return Seen.now(world, restarted.rollout_id)
+
+
+def _awaiting_approval(world: World) -> str | None:
+    """The rollout run that waits for an answer."""
+    for run in world.get("/api/v2/dags/made_rollout/dagRuns")["dag_runs"]:
+        path = f"/api/v2/dags/made_rollout/dagRuns/{run['dag_run_id']}/taskInstances"
+        for task in world.get(path)["task_instances"]:
+            if task["task_id"] == "approve" and task["state"] == "awaiting_input":
+                return str(run["dag_run_id"])
+    return None
 
 
 def _no_backfill(world: World) -> bool:
-    found = world.get("/api/v2/backfills?dag_id=made_score")["backfills"]
-    return all(b["completed_at"] for b in found)
+    backfills = world.get("/api/v2/backfills?dag_id=made_score")["backfills"]
+    return all(backfill["completed_at"] for backfill in backfills)
+
+
+def test_harm_leads_to_a_question_and_nothing_moves_before_a_person_has_said_yes(asked: Seen) -> None:
+    assert "Approval wanted" in asked.alerts
+    assert (asked.deployment.champion, asked.deployment.challenger, asked.deployment.revision) == ("1", None, 1)
+
+
+def test_a_yes_opens_the_canary_and_is_recorded_with_person_and_artifact(world: World, approved: Seen) -> None:
+    opened = next(e for e in world.entries(Kind.DEPLOYMENT) if e.verdict == Event.OPENED).read(OpenedBody)
+    assert (opened.version, opened.approved_by, len(opened.artifact_digest)) == ("2", "admin", 64)
+    now = approved.deployment
+    assert (now.champion, now.challenger, now.split) == ("1", "2", 0.05)
+
+
+def test_a_rollout_goes_on_where_it_was_after_every_component_has_died(world: World, restarted: Seen) -> None:
+    assert restarted.deployment.rollout_id == restarted.rollout_id
+    verdicts = world.entries(Kind.ROLLOUT)
+    assert [(e.verdict, e.subject) for e in verdicts] == [(Verdict.ADVANCE, restarted.rollout_id)]
+
+
+def test_a_person_takes_the_challenger_back_from_the_ui(world: World, taken_back: Seen) -> None:
+    now = taken_back.deployment
+    assert (now.champion, now.challenger, now.split) == ("1", None, 0.0)
+    assert "Rolled back" in taken_back.alerts
+    # the stage that slept has seen it and ended its run
+    assert world.ended("rollout", taken_back.rollout_id) == "success"
+    assert world.ledger.verify("made") == len(world.entries())

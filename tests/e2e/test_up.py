@@ -16,7 +16,7 @@ import psutil
 import pytest
 from stack import Stack, free_port, members_of, names, sessions_of
 
-from perennial.specs import load_specs
+from perennial.spec import load_specs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slack_server import CONNECTION, Slack, connection_to, local_slack
 
 from perennial.errors import BatchQuarantined
-from perennial.specs import load_specs
+from perennial.spec import load_specs
 
 SPEC = load_specs({})[0]["flight_delay"]
-CONNECTION = "AIRFLOW_CONN_SLACK_ALERTS"
-
-
-@dataclass
-class Slack:
-    """What arrived, and how to answer."""
-
-    address: str = ""
-    status: int = 200
-    posts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return str(self.posts[-1][1]["text"])
 
 
 @pytest.fixture(autouse=True)
@@ -41,34 +24,9 @@ def _airflow_has_set_up_its_logging() -> None:
 
 @pytest.fixture
 def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slack]:
-    found = Slack()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.posts.append((self.path, body))
-            self.send_response(found.status)
-            self.end_headers()
-            self.wfile.write(b"ok" if found.status == 200 else b"no_service")
-
-        def log_message(self, *args: object) -> None:
-            """Keep the test's output quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    found.address = f"http://127.0.0.1:{server.server_port}/services"
-    connect(monkeypatch, found.address)
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setenv(
-        CONNECTION, json.dumps({"conn_type": "slackwebhook", "host": address, "password": "T000/B000/secret"})
-    )
+    with local_slack() as slack:
+        monkeypatch.setenv(CONNECTION, slack.connection)
+        yield slack
 
 
 def failed(error: BaseException, *, partition: str | None = "2013-06-03T00:00:00") -> Any:
@@ -121,17 +79,27 @@ def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
     notify.rolled_back(SPEC, "rollout r1", "loss 0.7 against 0.6", log)
     notify.promoted(SPEC, "rollout r1", "not worse on 9000 rows", log)
     notify.undecided(SPEC, "rollout r1", "8 partitions without a verdict", log)
+    for end in ("PROMOTE", "PROMOTE_UNDECIDED", "ROLL_BACK", "ROLL_BACK_UNDECIDED", "SUPERSEDED"):
+        notify.ended(SPEC, end, "rollout r1", "it has ended", log)
+    notify.advanced(SPEC, "asked for in Airflow", "version 2 serves 25%", log)
     notify.cannot_tell(SPEC, "2013-06-03T00:00:00", "no labels", log)
-    texts = [body["text"] for _, body in slack.posts]
-    assert [text.split("*")[1] for text in texts] == [
+    notify.incident(SPEC, "2013-06-03T00:00:00", "worse than a constant", log)
+    assert slack.headlines == [
         "Retrain started",
         "Challenger refused",
         "Rolled back",
         "Promoted",
         "Rollout undecided",
+        "Promoted",
+        "Promoted undecided",
+        "Rolled back",
+        "Rolled back undecided",
+        "Rollout superseded",
+        "Advanced by a person",
         "Health unknown",
+        "Incident",
     ]
-    for text in texts:
+    for text in slack.texts:
         assert "Do first: " in text
         assert f"<{log}|Log>" in text
 
@@ -157,7 +125,7 @@ def test_a_slack_in_trouble_is_logged_loudly_and_raises_nothing(
 
     slack.status = 500
     if trouble == "is gone":
-        connect(monkeypatch, "http://127.0.0.1:9/services")
+        monkeypatch.setenv(CONNECTION, connection_to("http://127.0.0.1:9/services"))
     with caplog.at_level(logging.INFO, logger="perennial_airflow.notify"):
         notify.promoted(SPEC, "rollout r1", "not worse", "http://127.0.0.1/log")
     loud = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from made_model import MadeModel, settings_in, write_model
 from states import outcome_of, rows_of, state_of
 
 from perennial.loop import rollout
-from perennial.records import RunLink
 from perennial.stores.lake import DeltaLake
 from perennial.stores.open import open_stores
 from perennial.stores.ports import Stores
@@ -30,10 +30,11 @@ import sys, time
 from datetime import datetime
 from pathlib import Path
 
+from perennial.context import TaskContext
 from perennial.loop import rollout
 from perennial.records import RunLink
 from perennial.settings import Settings
-from perennial.specs import load_spec
+from perennial.spec import load_spec
 from perennial.stores.open import open_stores
 from perennial.stores.registry import MlflowRegistry
 
@@ -42,9 +43,9 @@ def wait(*args):
     time.sleep(600)
 
 MlflowRegistry.set_aliases = wait
-spec, as_of = load_spec(Path(sys.argv[1])), sys.argv[2]
-stores = open_stores(Settings())
-rollout.judge(spec, stores, "rollout-1", 3, as_of=datetime.fromisoformat(as_of), run=RunLink("rollout-1"))
+spec, as_of, settings = load_spec(Path(sys.argv[1])), datetime.fromisoformat(sys.argv[2]), Settings()
+context = TaskContext(spec, open_stores(settings), settings, RunLink("rollout-1"), as_of)
+rollout.judge(context, "rollout-1", 3)
 """
 
 
@@ -62,34 +63,35 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     stores = open_stores(made.settings)
     assert isinstance(stores.lake, DeltaLake)
     assert isinstance(stores.registry, MlflowRegistry)
-    assert made.first_champion(stores)["first"]
+    assert made.first_champion(stores).first
     for number in range(6):
         verdict = made.live(stores, made.day(number))
-    assert verdict["verdict"] == "RETRAIN"
-    gate = made.retrain(stores, made.day(5).end, RunLink("retrain-1"), verdict["reason"], verdict["change_partition"])
-    assert (gate["verdict"], gate["version"]) == ("ADMIT", "2")
+    assert verdict.verdict == "RETRAIN"
+    gate = made.retrain(stores, made.day(5).end, "retrain-1", verdict.reason, verdict.change_partition)
+    assert (gate.verdict, gate.version) == ("ADMIT", "2")
     made.open(stores, "2", made.day(5).end)
     for number in range(6, LAST):
-        assert made.stage(stores, made.day(number))["verdict"] == "ADVANCE"
+        assert made.stage(stores, made.day(number)).verdict == "ADVANCE"
     made.score(stores, made.day(LAST))
     made.monitor(stores, made.day(LAST))
-    stores.ledger.close()  # type: ignore[attr-defined]
+    stores.close()
     return Lived(made, made.settings.home)
 
 
 @pytest.fixture
-def due(lived: Lived, tmp_path: Path) -> tuple[MadeModel, Stores]:
+def due(lived: Lived, tmp_path: Path) -> Iterator[tuple[MadeModel, Stores]]:
     """A copy of that state; MLflow's artifacts are read where they were written."""
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, ignore=shutil.ignore_patterns("artifacts", "reports"))
     made = replace(lived.made, settings=settings_in(tmp_path).model_copy(update={"suites": lived.made.settings.suites}))
-    return made, open_stores(made.settings)
+    with open_stores(made.settings) as stores:
+        yield made, stores
 
 
 def test_on_real_stores_the_loop_closes_as_it_does_in_memory(due: tuple[MadeModel, Stores]) -> None:
     made, stores = due
     verdict = made.judge(stores, made.day(LAST))
-    assert verdict["verdict"] == "PROMOTE"
+    assert verdict.verdict == "PROMOTE"
     assert [(d.champion, d.split) for d in stores.ledger.deployments("made")] == [
         ("1", 0.0),
         ("1", 0.0),
@@ -108,7 +110,7 @@ def test_on_real_stores_the_loop_closes_as_it_does_in_memory(due: tuple[MadeMode
     assert all(row["prediction"] is not None for row in rows)
     assert stores.lake.partitions("quarantine", "made") == {}
     # the next day is scored by the new champion alone
-    assert made.score(stores, made.day(LAST + 1))["served"] == {"2": 400}
+    assert made.score(stores, made.day(LAST + 1)).served == {"2": 400}
 
 
 def test_on_real_stores_a_second_run_of_a_day_changes_nothing(due: tuple[MadeModel, Stores]) -> None:
@@ -123,7 +125,7 @@ def test_a_promotion_killed_between_ledger_and_aliases_is_whole_after_a_reconcil
     due: tuple[MadeModel, Stores],
 ) -> None:
     made, stores = due
-    stores.ledger.close()  # type: ignore[attr-defined]
+    stores.close()
     command = [sys.executable, "-c", PROMOTES, str(made.spec.folder / "spec.yaml"), made.day(LAST).end.isoformat()]
     settings = made.settings
     environment = os.environ | {
@@ -142,10 +144,11 @@ def test_a_promotion_killed_between_ledger_and_aliases_is_whole_after_a_reconcil
     assert (now.champion, now.challenger, now.split) == ("2", None, 0.0)
     assert stores.ledger.verify("made") == len(stores.ledger.entries("made"))
     assert stores.registry.aliases("made") == {"champion": "1", "challenger": "2"}
-    rollout.reconcile(made.spec, stores)
+    context = made.context(stores, made.day(LAST).end, "rollout-1")
+    rollout.reconcile(context)
     assert stores.registry.aliases("made") == {"champion": "2"}
     # and the task that was killed, run again, tells the same end
     before = state_of(stores)
-    again = rollout.judge(made.spec, stores, "rollout-1", 3, as_of=made.day(LAST).end, run=RunLink("rollout-1"))
-    assert again["verdict"] == "PROMOTE"
+    again = rollout.judge(context, "rollout-1", 3)
+    assert again.verdict == "PROMOTE"
     assert state_of(stores) == before

@@ -29,12 +29,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Any:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from perennial_airflow import wiring
 
     found = memory_ledger()
     monkeypatch.setattr(wiring, "open_ledger", lambda url: found)
-    return found
+    yield found
+    found.close()
 
 
 @pytest.fixture

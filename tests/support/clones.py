@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from perennial.stores.ledger import SqlLedger, make_engine
+from perennial.stores.database import make_engine
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.memory import MemoryLake, MemoryRegistry, _Run, _Versions
 from perennial.stores.ports import Stores
 

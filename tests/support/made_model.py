@@ -19,12 +19,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
+from ruamel.yaml import YAML
 
-from perennial.loop import drift_sensor, monitor, retrain, rollout, score
-from perennial.records import Partition, RunLink
+from perennial.context import TaskContext
+from perennial.loop import drift_sensor, monitor, rollout, score, turn
+from perennial.records import (
+    GateResult,
+    MonitoringResult,
+    Partition,
+    RetrainingResult,
+    RunLink,
+    ScoringResult,
+    StageResult,
+)
 from perennial.settings import Settings
-from perennial.specs import ModelSpec, load_spec
+from perennial.spec import ModelSpec, load_spec
 from perennial.stores.ports import Stores
 
 DAY = timedelta(days=1)
@@ -78,7 +87,7 @@ training:
 gate:
   mode: non_inferior
   # two days of holdout are one degree of freedom: at 1 % even a huge gain may be chance
-  risk: 0.05
+  non_inferiority_alpha: 0.05
   max_loss: $max_loss
 monitoring:
   reference: training
@@ -88,6 +97,8 @@ retraining:
 rollout:
   approval: none
   min_rows: 300
+  # its challenger is so much better that it would be promoted at the first look; most tests walk the stages
+  pace: stages
 """)
 
 PIPELINE = Template('''\
@@ -130,7 +141,7 @@ SUITE = [
 
 @dataclass(frozen=True)
 class MadeModel:
-    """A model folder on disk, and the deeds of the loop on it."""
+    """A model folder on disk, and the steps of the loop on it."""
 
     spec: ModelSpec
     settings: Settings
@@ -159,86 +170,71 @@ class MadeModel:
     def varied(self, **sections: Mapping[str, Any]) -> MadeModel:
         """The same model with some keys of its spec changed, as in `rollout={"approval": "human"}`."""
         file = self.spec.folder / "spec.yaml"
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = YAML().load(file)
         for section, keys in sections.items():
             data[section] = {**data.get(section, {}), **keys}
-        file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        YAML().dump(data, file)
         return replace(self, spec=load_spec(file))
 
-    # --- the deeds, as the DAGs and the replay call them ---------------------------------------------------------
+    # --- the steps of the loop, as the DAGs and the replay take them ---------------------------------------------
 
-    def first_champion(self, stores: Stores) -> dict[str, Any]:
+    def context(self, stores: Stores, as_of: datetime, run: RunLink | str = "test") -> TaskContext:
+        """What a step works with."""
+        return TaskContext(self.spec, stores, self.settings, RunLink(run) if isinstance(run, str) else run, as_of)
+
+    def first_champion(self, stores: Stores) -> GateResult:
         """Bootstrap: history -> snapshot -> fit -> floors -> serves."""
-        return self.retrain(stores, START, RunLink("first"), "first champion")
+        return self.retrain(stores, START, "first", "first champion")
 
     def retrain(
-        self, stores: Stores, as_of: datetime, run: RunLink, reason: str = "", change_partition: str | None = None
-    ) -> dict[str, Any]:
+        self, stores: Stores, as_of: datetime, run: RunLink | str, reason: str = "", change_partition: str | None = None
+    ) -> GateResult:
         """Freeze, train and gate."""
-        frozen = retrain.freeze(
-            self.spec,
-            stores,
-            as_of=as_of,
-            run=run,
-            reason=reason,
-            change_partition=change_partition,
-            settings=self.settings,
-        )
-        mlflow_run_id = retrain.train(self.spec, stores, frozen, run=run)
-        return retrain.gate(self.spec, stores, mlflow_run_id, as_of=as_of, run=run)
+        return turn.retrain_once(self.context(stores, as_of, run), reason, change_partition).gate
 
-    def score(self, stores: Stores, partition: Partition, run: RunLink | None = None) -> dict[str, Any]:
+    def score(self, stores: Stores, partition: Partition, run: RunLink | str | None = None) -> ScoringResult:
         """Validate and score one batch."""
-        run, as_of = run or RunLink(f"live-{partition.key}"), partition.end
-        score.validate(self.spec, stores, partition, as_of=as_of, run=run, settings=self.settings)
-        return score.score(self.spec, stores, partition, as_of=as_of, run=run)
+        context = self.context(stores, partition.end, run or f"live-{partition.key}")
+        score.validate(context, partition)
+        return score.score(context, partition)
 
     def monitor(
-        self, stores: Stores, partition: Partition, run: RunLink | None = None, as_of: datetime | None = None
-    ) -> dict[str, Any]:
+        self, stores: Stores, partition: Partition, run: RunLink | str | None = None, as_of: datetime | None = None
+    ) -> MonitoringResult:
         """Measure one scored batch."""
-        run = run or RunLink(f"live-{partition.key}")
-        as_of = as_of or partition.end
-        return monitor.monitor(self.spec, stores, partition, as_of=as_of, run=run, settings=self.settings)
+        context = self.context(stores, as_of or partition.end, run or f"live-{partition.key}")
+        return monitor.monitor(context, partition)
 
-    def decide(self, stores: Stores, partition: Partition, run: RunLink | None = None) -> dict[str, Any]:
+    def decide(self, stores: Stores, partition: Partition, run: RunLink | str | None = None) -> RetrainingResult:
         """Ask the sensor after one batch."""
-        run = run or RunLink(f"live-{partition.key}")
-        return drift_sensor.decide(self.spec, stores, partition, as_of=partition.end, run=run)
+        context = self.context(stores, partition.end, run or f"live-{partition.key}")
+        return drift_sensor.decide(context, partition)
 
-    def live(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+    def live(self, stores: Stores, partition: Partition) -> RetrainingResult:
         """Score, monitor and decide; what the sensor said."""
         self.score(stores, partition)
         self.monitor(stores, partition)
         return self.decide(stores, partition)
 
-    def judge(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+    def judge(self, stores: Stores, partition: Partition) -> StageResult:
         """Judge the present stage after one batch."""
         now = stores.ledger.deployment(self.spec.name)
         assert now is not None
         assert now.rollout_id is not None
-        run = RunLink(f"live-{partition.key}")
-        return rollout.judge(self.spec, stores, now.rollout_id, now.stage, as_of=partition.end, run=run)
+        context = self.context(stores, partition.end, f"live-{partition.key}")
+        return rollout.judge(context, now.rollout_id, now.stage)
 
     def open(self, stores: Stores, version: str, as_of: datetime, rollout_id: str = "rollout-1") -> None:
         """Open a rollout and enter its first stage."""
-        run = RunLink(rollout_id)
-        rollout.open_rollout(self.spec, stores, version, as_of=as_of, run=run, rollout_id=rollout_id)
-        rollout.enter_stage(self.spec, stores, rollout_id, 0, as_of=as_of, run=run)
+        turn.start_rollout(self.context(stores, as_of, rollout_id), version, rollout_id)
 
-    def stage(self, stores: Stores, partition: Partition) -> dict[str, Any]:
+    def stage(self, stores: Stores, partition: Partition) -> StageResult:
         """One batch of a rollout: score, monitor, judge, and enter the next stage where it may."""
         self.score(stores, partition)
         self.monitor(stores, partition)
-        verdict = self.judge(stores, partition)
-        if verdict["verdict"] == "ADVANCE":
-            now = stores.ledger.deployment(self.spec.name)
-            assert now is not None
-            rollout_id = str(now.rollout_id)
-            rollout.enter_stage(
-                self.spec, stores, rollout_id, now.stage + 1, as_of=partition.end, run=RunLink(rollout_id)
-            )
-        return verdict
+        judged = turn.move_rollout(self.context(stores, partition.end, "rollout-1"))
+        assert judged is not None
+        return judged
 
 
 def write_model(folder: Path, task: str = "binary") -> MadeModel:

@@ -11,17 +11,26 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).resolve().parents[2]
+ARCHITECTURE = PROJECT / "ARCHITECTURE.md"
 DAG_FILES = sorted((PROJECT / "dags").glob("*.py"))
 
 #: What a DAG file may import when Airflow parses it. The rest of Airflow, and its providers, are slow to import.
-AT_TOP = ("airflow.sdk", "perennial_airflow", "perennial.specs", "perennial.records", "perennial.errors")
+AT_TOP = ("airflow.sdk", "perennial_airflow", "perennial.spec", "perennial.records", "perennial.errors")
 #: What a task body may import as well.
 IN_TASKS = (*AT_TOP, "perennial.loop", "airflow.providers")
+#: the longest file and the longest function, in lines; how branched a function may be is ruff's to say (C901)
+FILE_LINES, FUNCTION_LINES = 400, 50
+#: What is longer, and why. A line that is no longer needed fails the test.
+LONGER = {
+    "include/perennial/stores/migrations/versions/v0001_ledger.py upgrade": "a migration stays as it was applied",
+    "dags/retrain.py retrain_dag": "Airflow makes tasks of nested functions; each of the five is a few lines",
+}
 HEAVY = (
     "pandas",
     "mlflow",
@@ -32,6 +41,7 @@ HEAVY = (
     "pyarrow",
     "scipy",
     "matplotlib",
+    "statsmodels",
 )
 
 
@@ -102,10 +112,74 @@ def test_the_layers_import_downwards_only() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_the_map_shows_the_folders_that_are_there() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    table = text[text.index("| folder | what it is for |") : text.index("Three files stand beside the folders")]
+    mapped = re.findall(r"^\| `(\w+)/` \| \S", table, flags=re.MULTILINE)
+    folders = [file.parent.name for file in (PROJECT / "include" / "perennial").glob("*/__init__.py")]
+    assert sorted(mapped) == sorted(folders)
+
+
+def test_the_drawn_arrows_are_the_imports() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", text, flags=re.MULTILINE))
+    graph = grimp.build_graph("perennial", "perennial_airflow", cache_dir=None)
+
+    def folder(module: str) -> str:
+        package, *rest = module.split(".")
+        return package if package == "perennial_airflow" else (rest[0] if rest else "")
+
+    imports = {
+        (folder(module), folder(found))
+        for module in graph.modules
+        for found in graph.find_modules_directly_imported_by(module)
+        if folder(module) and folder(found) and folder(module) != folder(found)
+    }
+
+    def reached(start: str) -> set[str]:
+        following = {target for source, target in imports if source == start}
+        return following.union(*(reached(target) for target in following))
+
+    ways = {
+        (source, target)
+        for source, target in imports
+        if not any(middle != target and target in reached(middle) for start, middle in imports if start == source)
+    }
+    assert drawn == ways
+
+
+def too_long(file: str, source: str) -> list[str]:
+    """The file, and its functions, that are longer than the limits."""
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [n.name for n in functions if (n.end_lineno or n.lineno) - n.lineno + 1 > FUNCTION_LINES]
+    return [*([file] if len(source.splitlines()) > FILE_LINES else []), *(f"{file} {name}" for name in long)]
+
+
+def test_files_and_functions_are_short() -> None:
+    files = [file for folder in ("include", "plugins", "dags") for file in (PROJECT / folder).rglob("*.py")]
+    assert files
+    texts = {str(file.relative_to(PROJECT)): file.read_text(encoding="utf-8") for file in files}
+    assert sorted(name for file, text in texts.items() for name in too_long(file, text)) == sorted(LONGER)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("x = 1\n" * 400, []),
+        ("x = 1\n" * 401, ["f.py"]),
+        ("def f():\n" + "    x = 1\n" * 49, []),
+        ("def f():\n" + "    x = 1\n" * 50, ["f.py f"]),
+        ("class A:\n    async def g(self):\n" + "        x = 1\n" * 50, ["f.py g"]),
+    ],
+)
+def test_the_limit_of_lines_names(source: str, named: list[str]) -> None:
+    assert too_long("f.py", source) == named
+
+
 def test_there_is_a_dag_file_for_each_workflow() -> None:
     workflows = {"score", "monitor", "drift_sensor", "retrain", "rollout"}
     assert workflows <= {file.stem for file in DAG_FILES}
-    assert workflows <= {file.stem for file in (PROJECT / "include" / "perennial" / "loop").glob("*.py")}
+    assert workflows <= {file.stem for file in (PROJECT / "include" / "perennial" / "loop").iterdir()}
 
 
 @pytest.mark.parametrize("file", DAG_FILES, ids=lambda file: file.name)

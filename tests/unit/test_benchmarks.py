@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import page
 import pytest
 from rates import retraining, streams, tables
+from threadpoolctl import threadpool_limits
 
 PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On busy cores, threads of small fits wait for each other: seconds became minutes."""
+    with threadpool_limits(1):
+        yield
 
 
 def test_a_share_has_wilsons_interval() -> None:
@@ -69,11 +79,20 @@ def test_perennial_finds_changes_and_leaves_an_even_stream_alone() -> None:
     assert retraining.Perennial(retraining.World(streams.noisy(1))).live().retrains == []
 
 
-def test_readme_shows_the_figures_of_the_newest_full_run_of_every_section() -> None:
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_figures_of_the_newest_full_run_of_every_section() -> None:
+    shown = page.PAGE.read_text(encoding="utf-8")
     figures = json.loads((PROJECT / "benchmarks" / "results" / "decisions.json").read_text(encoding="utf-8"))
     for name, section in figures["sections"].items():
         assert section["claims"], name
         for claim in section["claims"]:
             mark = "met" if claim["met"] else "**missed**"
-            assert f"| {claim['text']} | {claim['target']} | {claim['figure']['text']} | {mark} |" in readme
+            assert f"| {claim['text']} | {claim['target']} | {claim['figure']['text']} | {mark} |" in shown
+
+
+def test_a_block_of_figures_is_written_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- figures: speed -->\nold\n<!-- end of figures: speed -->\nafter\n")
+    page.write_block("speed", "new", file)
+    assert file.read_text() == "before\n<!-- figures: speed -->\nnew\n<!-- end of figures: speed -->\nafter\n"
+    with pytest.raises(ValueError, match="figures: drift"):
+        page.write_block("drift", "new", file)

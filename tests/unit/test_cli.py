@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from perennial import shell
-from perennial.cli import app
-from perennial.decisions import promotion, retraining
+from perennial.cli import app, shell
+from perennial.decisions import RULES, promotion, retraining
 from perennial.errors import PerennialError
 from perennial.records import (
     Deployment,
@@ -25,10 +26,13 @@ from perennial.records import (
     RunLink,
     to_json,
 )
-from perennial.scaffold import create_model
-from perennial.specs import Retraining, load_spec
-from perennial.stores.ledger import SqlLedger, make_engine, upgrade
+from perennial.settings import Settings
+from perennial.spec import Retraining, load_spec
+from perennial.spec.scaffold import create_model
+from perennial.stores.database import make_engine, upgrade
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.memory import open_memory
+from perennial.stores.open import open_stores
 from perennial.stores.ports import Stores
 
 NOW = datetime(2025, 6, 2, tzinfo=UTC)
@@ -47,10 +51,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def stores(home: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
-    found = open_memory()
-    monkeypatch.setattr(shell, "stores_now", lambda: found)
-    return found
+def stores(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
+    with open_memory() as found:
+        monkeypatch.setattr(shell, "stores_now", lambda: found)
+        yield found
 
 
 def perennial(*arguments: str) -> Result:
@@ -102,9 +106,9 @@ def test_a_good_model_is_shown_part_by_part(home: Path) -> None:
     [
         (
             "models/parcels/spec.yaml",
-            "holdout:",
-            "holdoutt:",
-            "models/parcels/spec.yaml:35: training.holdoutt: unknown",
+            "  params:",
+            "  paramss:",
+            "models/parcels/spec.yaml:33: training.paramss: unknown",
         ),
         ("models/parcels/source.py", "def read(", "def reed(", "source.py: has no function 'read'"),
         (
@@ -113,7 +117,7 @@ def test_a_good_model_is_shown_part_by_part(home: Path) -> None:
             "import OneHotEncoderr,",
             "pipeline.py: cannot be import",
         ),
-        ("models/parcels/spec.yaml", "C: 1.0", "D: 1.0", "pipeline.py: build({'D': 1.0}, 20250106) failed (TypeError"),
+        ("models/parcels/spec.yaml", "C: 1.0", "D: 1.0", "pipeline.py: build({'D': 1.0}, 0) failed (TypeError"),
         (
             "great_expectations/expectations/parcels.json",
             "expect_column_median_to_be_between",
@@ -132,6 +136,17 @@ def test_every_part_that_is_wrong_is_told_with_its_file(home: Path, file: str, o
     assert told in found.stderr
     assert "no" in found.stdout
     assert "Traceback" not in found.output
+
+
+def test_check_says_which_key_has_a_new_name_and_goes_on(home: Path) -> None:
+    file = home / "models" / "parcels" / "spec.yaml"
+    text = file.read_text()
+    assert "\ngate:\n" in text
+    file.write_text(text.replace("\ngate:\n", "\ngate:\n  risk: 0.04\n"))
+    found = perennial("check", "parcels")
+    assert found.exit_code == 0
+    assert "gate.risk is now called gate.non_inferiority_alpha" in found.stdout
+    assert f"{file}:" in found.stdout
 
 
 def test_one_bad_model_leaves_the_others_in_the_table(home: Path, project: Path) -> None:
@@ -170,15 +185,16 @@ def judged(home: Path, *, spread: float) -> None:
             f"run-{number}", champion, "log_loss", pairs, {}, 0.9, (), 700, 4000, 0.3, 0.3, 700, champion_label_mean=0.3
         )
         decision = promotion.decide(evidence, load_spec(home / "models" / "parcels" / "spec.yaml").gate)
-        SqlLedger(make_engine(url)).append(
-            model="parcels",
-            kind="promotion",
-            subject=f"run-{number}",
-            verdict=decision.verdict,
-            as_of=NOW + timedelta(days=number),
-            body=to_json(decision),
-            run=RUN,
-        )
+        with closing(SqlLedger(make_engine(url))) as ledger:
+            ledger.append(
+                model="parcels",
+                kind="promotion",
+                subject=f"run-{number}",
+                verdict=decision.verdict,
+                as_of=NOW + timedelta(days=number),
+                body=to_json(decision),
+                run=RUN,
+            )
 
 
 def test_check_plans_the_gates_rows_before_any_gate_has_judged_and_leaves_no_trace(home: Path) -> None:
@@ -195,14 +211,14 @@ def test_check_measures_at_the_newest_gate_and_warns_of_a_holdout_that_is_too_sm
     assert found.exit_code == 0, found.output
     assert "(measured at the gate of 2025-06-03)" in found.stdout
     warning = next(line for line in found.stdout.splitlines() if line.startswith("warning: parcels"))
-    assert "the holdout of 1w has about 700 rows in 7 days" in warning
+    assert "the derived holdout of about 11 days has about 1,100 rows in 11 days" in warning
     assert "Lengthen training.holdout" in warning
 
 
 def test_check_does_not_warn_where_the_holdout_is_large_enough(home: Path) -> None:
     judged(home, spread=0.0001)
     spec = home / "models" / "parcels" / "spec.yaml"
-    spec.write_text(spec.read_text().replace("margin: 0.02", "margin: 0.3"))
+    spec.write_text(spec.read_text().replace("\ngate:\n", "\ngate:\n  margin: 0.3\n"))
     found = perennial("check", "parcels")
     assert "better by 30 % in 90 % of the gates (measured" in found.stdout
     assert "warning" not in found.stdout
@@ -210,7 +226,7 @@ def test_check_does_not_warn_where_the_holdout_is_large_enough(home: Path) -> No
 
 def test_check_says_that_a_holdout_within_a_day_can_never_be_judged(home: Path) -> None:
     spec = home / "models" / "parcels" / "spec.yaml"
-    spec.write_text(spec.read_text().replace("holdout: 1w ", "holdout: 12h"))
+    spec.write_text(spec.read_text().replace("  params:", "  holdout: 12h\n  params:"))
     assert "the holdout of 12h has fewer than 2 whole days" in perennial("check", "parcels").stdout
 
 
@@ -287,6 +303,22 @@ def test_status_shows_who_serves_the_stage_the_decisions_and_the_lease(stores: S
 # --- ledger ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_command_closes_the_ledger_that_it_opened(
+    home: Path, files_open_below: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Stores] = []  # what nobody holds might be closed by the garbage collector
+
+    def keep(settings: Settings) -> Stores:
+        kept.append(open_stores(settings))
+        return kept[-1]
+
+    monkeypatch.setattr("perennial.stores.open.open_stores", keep)
+    assert perennial("ledger", "verify").stdout == "0 entries hold.\n"
+    assert perennial("ledger", "show", "0000").exit_code == 1
+    assert len(kept) == 2
+    assert files_open_below(home) == []
+
+
 def test_the_ledger_is_listed_shown_and_verified(stores: Stores) -> None:
     entry = decide(stores)
     assert entry.id in perennial("ledger", "list", "parcels").stdout
@@ -302,6 +334,30 @@ def test_a_decision_replays_byte_for_byte(stores: Stores) -> None:
     assert f"stored:     {entry.verdict}" in found.stdout
     assert f"recomputed: {entry.verdict}" in found.stdout
     assert "equal byte for byte" in found.stdout
+
+
+def test_a_ledger_of_an_earlier_release_opens_verifies_shows_and_replays(
+    home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One entry of each rule, written by the release before the rules' present versions."""
+    file = shutil.copy(project / "tests" / "data" / "old_entries" / "ledger.db", home / "ledger.db")
+    monkeypatch.setenv("PERENNIAL_LEDGER", f"sqlite:///{file}")
+    assert perennial("ledger", "verify").stdout == "5 entries hold.\n"
+    listed = json.loads(perennial("ledger", "list", "made", "--json").stdout)
+    assert {entry["kind"] for entry in listed} == {"drift", "label_drift", "retraining", "promotion", "rollout"}
+    for entry in listed:
+        assert json.loads(perennial("ledger", "show", entry["id"]).stdout) == entry
+        replayed = perennial("ledger", "replay", entry["id"])
+        if entry["body"]["rule_version"] not in {former.version for former in RULES[entry["body"]["rule"]].former}:
+            # its rule decides otherwise now
+            assert replayed.exit_code == 1
+            assert "to replay it, use the release that decided it" in replayed.stderr
+            continue
+        assert replayed.exit_code == 0, replayed.output
+        assert f"rule {entry['body']['rule']} {entry['body']['rule_version']}" in replayed.stdout
+        numbers = "" if entry["body"]["rule"] == "drift" else " statistics, thresholds,"
+        assert f"verdict,{numbers} alpha, evidence, policy, history, read as version" in replayed.stdout
+        assert ("not compared" in replayed.stdout) == (entry["body"]["rule"] == "drift")
 
 
 def test_an_edited_decision_does_not_replay(stores: Stores) -> None:
@@ -361,26 +417,26 @@ def test_a_moment_without_offset_is_utc() -> None:
     assert shell.moment_of(None) is None
 
 
-def test_the_batch_of_a_command_is_the_newest_complete_one(home: Path) -> None:
-    spec = load_spec(home / "models" / "parcels" / "spec.yaml")
-    found = {
-        moment: shell.partition_of(spec, None, datetime.fromisoformat(moment))[0].key[:10]
-        for moment in ("2025-06-02T00:00:00+00:00", "2025-06-01T23:59:59+00:00", "2030-01-01T00:00:00+00:00")
-    }
+def test_the_batch_of_a_command_is_the_newest_complete_one(stores: Stores) -> None:
+    moments = ("2025-06-02T00:00:00+00:00", "2025-06-01T23:59:59+00:00", "2030-01-01T00:00:00+00:00")
+    batches = [shell.batch_context("parcels", "score", None, moment)[1].key[:10] for moment in moments]
     # the last one: the model's recorded history ends
-    assert list(found.values()) == ["2025-05-26", "2025-05-19", "2025-08-25"]
+    assert batches == ["2025-05-26", "2025-05-19", "2025-08-25"]
 
 
-def test_a_batch_that_was_named_is_taken_and_recorded_history_sets_its_moment(home: Path) -> None:
-    spec = load_spec(home / "models" / "parcels" / "spec.yaml")
-    partition, as_of = shell.partition_of(spec, "2025-05-26", None)
-    assert (partition.start, as_of) == (NOW - timedelta(days=7), NOW)
+def test_a_batch_that_was_named_is_taken_and_recorded_history_sets_its_moment(stores: Stores) -> None:
+    context, partition = shell.batch_context("parcels", "score", "2025-05-26", None)
+    assert (partition.start, context.as_of) == (NOW - timedelta(days=7), NOW)
 
 
-# --- the deeds, from the first champion to a rollback ----------------------------------------------------------------
+# --- the steps, from the first champion to a rollback ----------------------------------------------------------------
 
 
-def test_the_deeds_of_the_loop_from_the_shell(stores: Stores) -> None:
+def test_the_steps_of_the_loop_from_the_shell(stores: Stores, home: Path) -> None:
+    spec = home / "models" / "parcels" / "spec.yaml"
+    # a week teaches nothing new here: the challenger is as good as the champion
+    spec.write_text(spec.read_text().replace("\ngate:\n", "\ngate:\n  mode: non_inferior\n"))
+
     def done(*arguments: str, code: int = 0) -> str:
         found = perennial(*arguments)
         assert found.exit_code == code, found.output
@@ -402,7 +458,12 @@ def test_the_deeds_of_the_loop_from_the_shell(stores: Stores) -> None:
     assert "needs a person's approval" in done("rollout", "parcels", "2", "--approve", digest[:4], code=1)
     assert "version 2 serves 5% of parcels" in done("rollout", "parcels", "2", "--approve", digest[:12], *later)
     assert "stage 1 at 5%: HOLD" in done("rollout", "parcels", *later)
+    assert "Missing option '--reason'" in done("advance", "parcels", code=2)
+    assert "version 2 serves 25%" in done("advance", "parcels", "--reason", "a test", *later)
+    assert "version 2 serves 50%" in done("advance", "parcels", "--reason", "a test", *later)
+    assert "ends by 2025-" in done("status")
     assert "version 1 serves alone, 2 is out" in done("rollback", "parcels", "--reason", "a test")
+    assert "no rollout of 'parcels' is under way" in done("advance", "parcels", "--reason", "a test", code=1)
     assert "nothing to roll back to" in done("rollback", "parcels", code=1)
     assert "nobody holds the lease" in done("retrain", "parcels", "--abandon")
     stores.ledger.claim("parcels", "retrain", "dead-run", NOW)
@@ -416,3 +477,13 @@ def test_a_retrain_that_fails_frees_its_lease(stores: Stores, home: Path) -> Non
     assert perennial("retrain", "parcels", "--as-of", "2025-03-03").exit_code == 1
     assert stores.ledger.holder("parcels", "retrain") is None
     assert stores.ledger.deployment("parcels") is None
+
+
+def test_check_warns_of_guardrails_that_the_batch_loop_does_not_measure(home: Path) -> None:
+    file = home / "models" / "parcels" / "spec.yaml"
+    text = file.read_text()
+    assert "\nrollout:\n" in text
+    file.write_text(text.replace("\nrollout:\n", "\nrollout:\n  guardrails: [errors]\n"))
+    checked = perennial("check", "parcels")
+    assert checked.exit_code == 0
+    assert "every rollout would wait for a person. Name one of ['loss', 'missing']." in checked.stdout

@@ -1,18 +1,38 @@
-"""The texts name only what exists: files, commands, settings, runbooks."""
+"""The texts name only what exists, show what is printed, and say what was measured."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import generate
+import jsonschema
 import pytest
+import reference_pages
+import transcript
+from ruamel.yaml import YAML
+
+from perennial import errors
+from perennial.measures import checks
+from perennial.model.training import load_pipeline
+from perennial.replay import replay
+from perennial.settings import Settings
+from perennial.spec import ModelSpec, load_spec
+from perennial.spec.scaffold import create_model
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 TEXTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 RUNBOOKS = PROJECT / "docs" / "runbooks"
+ARCHITECTURE = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 #: What a word in backticks must begin with to be a path of this repository.
 FOLDERS = "benchmarks|config|dags|demo|docker|docs|great_expectations|include|local|plugins|tests"
@@ -46,18 +66,25 @@ def test_every_path_that_a_text_names_exists(file: Path) -> None:
     assert missing == []
 
 
-def test_the_map_covers_every_module_group_of_the_core() -> None:
-    mapped = set(names(section(README, "The map of the code")))
-    assert len(mapped) > 12
-    for folder in (PROJECT / "include" / "perennial").iterdir():
-        if folder.is_dir() and (folder / "__init__.py").exists():
-            assert f"include/perennial/{folder.name}/" in mapped, f"the README's map lacks {folder.name}"
-
-
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
 def test_every_make_command_that_a_text_names_is_in_the_makefile(file: Path) -> None:
     asked = set(re.findall(r"\bmake ([a-z-]+)", code(file.read_text(encoding="utf-8"))))
     assert asked <= make_targets()
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_every_variable_that_a_text_gives_to_make_is_read(file: Path) -> None:
+    readers = [PROJECT / "Makefile", *(p for d in ("demo", "benchmarks", "local") for p in (PROJECT / d).glob("*"))]
+    read = "\n".join(reader.read_text(encoding="utf-8") for reader in readers if reader.is_file())
+    for variable in re.findall(r"\bmake (?:[a-z-]+ )?([A-Z]+)=", code(file.read_text(encoding="utf-8"))):
+        assert re.search(rf'"{variable}"|\$\({variable}\)|\$\(if \$\({variable}\)|\$\{{{variable}:', read), variable
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_every_script_that_a_text_runs_has_the_options_it_names(file: Path) -> None:
+    text = " ".join(code(file.read_text(encoding="utf-8")).split("\n"))
+    for script, option in re.findall(r"\.venv/bin/python ([\w/]+\.py) (--[a-z-]+)", text):
+        assert f'"{option}"' in (PROJECT / script).read_text(encoding="utf-8"), f"{script} {option}"
 
 
 def test_every_command_of_the_makefile_runs_a_file_that_exists() -> None:
@@ -86,9 +113,10 @@ def test_every_perennial_command_and_option_that_a_text_names_exists(file: Path)
     known = commands()
     for line in re.findall(r"\bperennial ((?:[a-z]+)[^`\n#,;|]*)", code(file.read_text(encoding="utf-8"))):
         words = line.split()
-        name = " ".join(words[:2]) if words[0] == "ledger" and len(words) > 1 else words[0]
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
         assert name in known, f"perennial {line}"
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert name != "ledger" or words[1:2] in ([], ["[OPTIONS]"]), f"perennial {line}"
+        options = {option for p in known[name].params for option in (*p.opts, *p.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= options | {"--help"}, f"perennial {line}"
 
 
@@ -139,7 +167,188 @@ def test_a_decision_record_has_its_four_parts_on_one_page(file: Path) -> None:
     assert len(text.splitlines()) <= 80
 
 
-def test_the_ten_minutes_of_the_readme_go_through_commands_in_order() -> None:
-    steps = section(README, "A model in ten minutes")
-    order = [steps.index(f"perennial {command} churn") for command in ("new", "check", "replay")]
-    assert order == sorted(order)
+SECTIONS = {
+    name: kind
+    for name, field in ModelSpec.model_fields.items()
+    for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    if hasattr(kind, "model_fields")
+}
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_every_key_of_a_spec_that_a_text_names_exists(file: Path) -> None:
+    for name, key in re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)", file.read_text(encoding="utf-8")):
+        assert key == "py" or key in SECTIONS[name].model_fields, f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    "file", [*(PROJECT / "docs" / "how-to").glob("*.md"), *RUNBOOKS.glob("*.md")], ids=lambda file: file.name
+)
+def test_every_error_that_a_guide_names_exists(file: Path) -> None:
+    for name in re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`", file.read_text(encoding="utf-8")):
+        assert hasattr(errors, name), name
+
+
+def test_the_guide_to_alerts_has_every_alert_and_its_runbook() -> None:
+    source = (PROJECT / "plugins" / "perennial_airflow" / "notify.py").read_text(encoding="utf-8")
+    sent = {}
+    for block in re.split(r"\bAlert\(\n", source)[1:]:
+        headline, first = re.search(r'headline="([^"]+)"', block), block.split("links=")[0]
+        runbook = re.search(r"docs/runbooks/(\w+\.md)", first)
+        if headline:
+            sent[headline[1]] = runbook[1] if runbook else None
+    guide = (PROJECT / "docs" / "how-to" / "alerts.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in guide.splitlines() if row.startswith("| ")]
+    shown = {alert: re.search(r"runbooks/(\w+\.md)", todo) for alert, _, todo in rows[1:]}
+    assert {alert: runbook and runbook[1] for alert, runbook in shown.items()} == sent
+
+
+# --- specs -----------------------------------------------------------------------------------------------------------
+
+
+def churn(root: Path) -> Path:
+    """The spec of a model as `perennial new churn` writes it."""
+    return create_model(root / "models", "churn", suites=root / "great_expectations", tests=root / "tests")[0]
+
+
+def snippets() -> list[tuple[str, str]]:
+    """Every YAML block of the texts that people write, with the name of its file."""
+    texts = [(file.name, file.read_text(encoding="utf-8")) for file in TEXTS]
+    return [
+        (name, block)
+        for name, text in texts
+        if not text.endswith(reference_pages.MADE)
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("name", "snippet"), snippets(), ids=[name for name, _ in snippets()])
+def test_every_part_of_a_spec_in_a_text_is_good(name: str, snippet: str, tmp_path: Path) -> None:
+    spec = churn(tmp_path)
+    part = read_yaml(snippet)
+    assert part, name
+    YAML().dump({**read_yaml(spec.read_text(encoding="utf-8")), **part}, spec)
+    load_spec(spec)
+
+
+def test_the_spec_of_the_readme_works(tmp_path: Path) -> None:
+    file = churn(tmp_path)
+    (snippet,) = [snippet for name, snippet in snippets() if name == "README.md"]
+    file.write_text(snippet, encoding="utf-8")
+    spec = load_spec(file)
+    required = {name for name, field in ModelSpec.model_fields.items() if field.is_required()}
+    assert set(read_yaml(snippet)) == required
+    assert len(snippet.splitlines()) == len(required)
+    checks.check_suite(checks.load_suite(tmp_path / "great_expectations", spec.expectations), spec)
+    assert load_pipeline(spec)(dict(spec.training.params), spec.training.seed) is not None
+    settings = Settings(home=tmp_path / "home", suites=tmp_path / "great_expectations")
+    report = replay(spec, settings=settings, until=datetime(2025, 3, 17, tzinfo=UTC), retrain_every_batch=False)
+    assert (report.batches, report.rows) == (2, 1400)
+
+
+def read_yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def as_an_editor_reads(file: Path) -> Any:
+    """The values of a spec as YAML 1.2 has them, where a date is text."""
+    return json.loads(json.dumps(read_yaml(file.read_text(encoding="utf-8")), default=str))
+
+
+def test_the_json_schema_accepts_every_spec_of_the_project(tmp_path: Path) -> None:
+    schema = jsonschema.Draft202012Validator(reference_pages.spec_schema())
+    files = [churn(tmp_path), *(PROJECT / "include" / "models").glob("*/spec.yaml")]
+    assert len(files) >= 3
+    for file in files:
+        schema.validate(as_an_editor_reads(file))
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        assert (
+            file.parent / first.removeprefix("# yaml-language-server: $schema=")
+        ).resolve() == reference_pages.SCHEMA
+
+
+@pytest.mark.parametrize("rule", ["unknown_key", "missing_key", "wrong_value", "duration", "moment"])
+def test_the_json_schema_refuses_what_an_editor_can_see(rule: str) -> None:
+    schema = jsonschema.Draft202012Validator(reference_pages.spec_schema())
+    bad = as_an_editor_reads(PROJECT / "tests" / "data" / "bad_specs" / rule / "spec.yaml")
+    assert not schema.is_valid(bad)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_made_page_is_what_would_be_made_now() -> None:
+    stale = [file.name for file, text in generate.pages().items() if file.read_text(encoding="utf-8") != text]
+    assert stale == [], "Run: make docs"
+
+
+@pytest.mark.parametrize("file", generate.OUTSIDE, ids=lambda file: file.name)
+def test_no_link_of_a_text_outside_the_site_is_dead(file: Path) -> None:
+    assert list(generate.dead_links(file)) == []
+
+
+def test_a_dead_link_and_a_dead_anchor_are_named(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# A Heading, with `code`\n")
+    text = tmp_path / "text.md"
+    text.write_text(
+        "[a](there.md#a-heading-with-code) [b](gone.md) [c](there.md#gone) `[d](gone.md)` [e](https://e.example)"
+    )
+    assert list(generate.dead_links(text)) == [
+        "text.md: gone.md: no such file",
+        "text.md: there.md#gone: no such heading in there.md",
+    ]
+
+
+def build_site(root: Path) -> subprocess.CompletedProcess[str]:
+    """The site of the pages in `root/docs`, built strictly into `root/site`."""
+    shutil.copy(PROJECT / "mkdocs.yml", root / "mkdocs.yml")
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],
+        cwd=root,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_site_builds_and_a_reader_fetches_nothing_from_elsewhere(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "docs", tmp_path / "docs")
+    built = build_site(tmp_path)
+    assert built.returncode == 0, built.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= len(list((PROJECT / "docs").rglob("*.md")))
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        # a link that a reader clicks is no fetch
+        assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>", html) == [], page
+        assert 'class="mermaid"' not in html, "Material fetches mermaid.js from a CDN; draw with text"
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.parametrize("link", ["gone.md", "reference/spec.md#gone", "/absolute.md"])
+def test_a_dead_link_in_a_page_ends_the_build(tmp_path: Path, link: str) -> None:
+    shutil.copytree(PROJECT / "docs", tmp_path / "docs")
+    with (tmp_path / "docs" / "index.md").open("a", encoding="utf-8") as index:
+        index.write(f"\n[a link]({link})\n")
+    assert build_site(tmp_path).returncode != 0
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_an_excerpt_of_the_tutorial() -> None:
+    tutorial = (PROJECT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    # the first output of a command: the second time the tutorial has broken the spec
+    full = dict(reversed(transcript.steps(tutorial)))
+    shown = transcript.steps(README)
+    assert [command for command, _ in shown] == [f"perennial {word} churn" for word in ("new", "check", "replay")]
+    for command, excerpt in shown:
+        left = iter(full[command].splitlines())
+        for line in excerpt.splitlines():
+            assert line == "..." or line in left, f"{command}: {line!r} is not what the tutorial shows, or not there"

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
-from perennial import prediction, training
+from perennial.data.sources import read_batch
 from perennial.errors import SourceError, SourceUnreadable
-from perennial.sources import read_batch
-from perennial.specs import ModelSpec, load_spec
+from perennial.model import prediction, training
+from perennial.spec import ModelSpec, load_spec
 
 
 def load_source(project: Path, model: str) -> ModuleType:
@@ -107,15 +107,12 @@ def test_minutes_of_the_day_are_local_clock_times(year: pd.DataFrame) -> None:
     np.testing.assert_array_equal(year["weekday"], local.dt.day_name().str[:3])
 
 
-def test_the_flight_pipeline_learns_scores_strangers_and_is_encoded_by_distinct_value(
-    flights: ModelSpec, flight_source: ModuleType
-) -> None:
+def test_the_flight_pipeline_learns_and_scores_strangers(flights: ModelSpec, flight_source: ModuleType) -> None:
     with threadpool_limits(1):
         start = flights.training.first_moment(flights.schedule.zone)
         rows = flight_source.read(start, start + timedelta(days=21))
         train = rows.to_pandas().rename(columns={"late": "label"})
         estimator = training.fit(flights, train, params={**flights.training.params, "max_iter": 30}, seed=1)
-        assert prediction._plan(estimator, flights) is not None
         week = flight_source.read(start + timedelta(days=21), start + timedelta(days=28))
         stranger = week.slice(0, 1).set_column(week.column_names.index("dest"), "dest", pa.array(["XXX"]))
         found = [

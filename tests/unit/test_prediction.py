@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from perennial import prediction, training
-from perennial.errors import SourceUnreadable, StoreError, TrainingError
-from perennial.prediction import predict_batches, prediction_field, score_parquet
-from perennial.specs import ModelSpec
+from perennial.errors import TrainingError
+from perennial.model import training
+from perennial.model.prediction import predict_batches, prediction_field
+from perennial.spec import ModelSpec
 
 NUMERIC, CATEGORICAL = ["size", "count"], ["colour", "shop"]
 CLASSES = ("small", "medium", "large")
@@ -102,61 +98,9 @@ def columns(*transformers: tuple[str, Any, Any], **options: Any) -> ColumnTransf
 
 TREES = HistGradientBoostingClassifier(max_iter=15, random_state=0)
 LINEAR = LogisticRegression(max_iter=500)
-#: pipelines whose columns can be encoded by distinct value
-QUICK: dict[str, Any] = {
-    "ordinal then numbers": (columns(("c", ordinal(), CATEGORICAL), ("n", "passthrough", NUMERIC)), TREES),
-    "numbers then ordinal": (columns(("n", "passthrough", NUMERIC), ("c", ordinal(), CATEGORICAL)), TREES),
-    "the rest passes": (columns(("c", ordinal(), CATEGORICAL), remainder="passthrough"), TREES),
-    "columns by place": (columns(("c", ordinal(), [2, 3]), ("n", "passthrough", slice(0, 2))), TREES),
-    "an encoder a column, one number dropped": (
-        columns(("a", ordinal(), ["shop"]), ("b", ordinal(), ["colour"]), ("n", "passthrough", ["count"])),
-        TREES,
-    ),
-    "missing and unknown told apart": (
-        columns(("c", ordinal(encoded_missing_value=-2), CATEGORICAL), ("n", "passthrough", NUMERIC)),
-        TREES,
-    ),
-    "single precision": (
-        columns(("c", ordinal(dtype=np.float32, encoded_missing_value=-2), CATEGORICAL)),
-        TREES,
-    ),
-    "one-hot, sparse": (
-        columns(("c", OneHotEncoder(handle_unknown="ignore"), CATEGORICAL), ("n", scaled(), NUMERIC)),
-        LINEAR,
-    ),
-    "numbers, then one-hot, sparse": (
-        columns(("n", scaled(), NUMERIC), ("c", OneHotEncoder(handle_unknown="ignore"), ["shop"])),
-        LINEAR,
-    ),
-    "one-hot, dense": (
-        columns(
-            ("c", OneHotEncoder(handle_unknown="ignore", sparse_output=False), CATEGORICAL), ("n", scaled(), NUMERIC)
-        ),
-        LINEAR,
-    ),
-}
-#: pipelines that only scikit-learn itself may transform
-LEFT_TO_SKLEARN: dict[str, Any] = {
-    "unknown categories raise": (columns(("c", OrdinalEncoder(), CATEGORICAL), ("n", "passthrough", NUMERIC)), TREES),
-    "rare categories grouped": (
-        columns(("c", ordinal(min_frequency=20), CATEGORICAL), ("n", "passthrough", NUMERIC)),
-        TREES,
-    ),
-    "one category dropped": (
-        columns(("c", OneHotEncoder(drop="first"), CATEGORICAL), ("n", scaled(), NUMERIC)),
-        LINEAR,
-    ),
-    "text through a function": (
-        columns(
-            ("c", Pipeline([("f", FunctionTransformer(lambda x: x.astype(str))), ("o", ordinal())]), CATEGORICAL),
-            ("n", "passthrough", NUMERIC),
-        ),
-        TREES,
-    ),
-    "weights": (
-        columns(("c", ordinal(), CATEGORICAL), ("n", scaled(), NUMERIC), transformer_weights={"c": 2.0}),
-        TREES,
-    ),
+PIPELINES: dict[str, Any] = {
+    "ordinal": (columns(("c", ordinal(), CATEGORICAL), ("n", "passthrough", NUMERIC)), TREES),
+    "one-hot": (columns(("c", OneHotEncoder(handle_unknown="ignore"), CATEGORICAL), ("n", scaled(), NUMERIC)), LINEAR),
     "frames": (
         columns(("c", ordinal(), CATEGORICAL), ("n", "passthrough", NUMERIC)).set_output(transform="pandas"),
         TREES,
@@ -190,57 +134,13 @@ def stream(estimator: Any, table: pa.Table, spec: ModelSpec, *, encoded: bool = 
 
 
 @pytest.mark.parametrize("encoded", [True, False], ids=["dictionaries", "plain text"])
-@pytest.mark.parametrize("name", QUICK)
-def test_encoding_by_distinct_value_builds_the_very_matrix_of_the_pipeline(name: str, *, encoded: bool) -> None:
-    spec, estimator = make_spec(), fitted(QUICK[name])
-    plan = prediction._plan(estimator, spec)
-    assert plan is not None
-    for batch in batches(make_table(seed=2, unseen=True), encoded=encoded):
-        frame = training.features(batch.select(list(spec.features.names)).to_pandas(), spec)
-        expected, found = estimator[0].transform(frame), plan.matrix(batch)
-        assert expected.dtype == found.dtype
-        assert sparse.issparse(expected) == sparse.issparse(found) == ("sparse" in name)
-        if sparse.issparse(expected):
-            for part in ("data", "indices", "indptr"):
-                np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
-        else:
-            np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("name", [*QUICK, *LEFT_TO_SKLEARN])
-def test_a_stream_predicts_what_the_whole_frame_does(name: str) -> None:
-    spec, estimator = make_spec(), fitted({**QUICK, **LEFT_TO_SKLEARN}[name])
-    # what raises on unknown categories is shown none
-    table = make_table(seed=2, unseen=name in QUICK or name == "rare categories grouped")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_stream_predicts_what_the_whole_frame_does(name: str, *, encoded: bool) -> None:
+    spec, estimator = make_spec(), fitted(PIPELINES[name])
+    table = make_table(seed=2, unseen=True)
     whole = training.predict(estimator, table.to_pandas(), spec)
     # bit by bit: a linear model's sums may not depend on how many rows stand in a batch
-    np.testing.assert_allclose(stream(estimator, table, spec), whole, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("name", LEFT_TO_SKLEARN)
-def test_where_equality_is_not_certain_scikit_learn_does_it(name: str) -> None:
-    assert prediction._plan(fitted(LEFT_TO_SKLEARN[name]), make_spec()) is None
-
-
-def test_a_longer_pipeline_and_a_bare_estimator_are_left_to_scikit_learn() -> None:
-    spec, table = make_spec(), make_table()
-    encode = columns(("c", ordinal(), CATEGORICAL), ("n", scaled(), NUMERIC))
-    longer = Pipeline([("columns", encode), ("fill", SimpleImputer()), ("estimator", LINEAR)])
-    longer.fit(training.features(table.to_pandas(), spec), labels(table, "binary"))
-    assert prediction._plan(longer, spec) is None
-    assert prediction._plan(TREES, spec) is None
-    np.testing.assert_allclose(
-        stream(longer, table, spec), training.predict(longer, table.to_pandas(), spec), rtol=1e-14, atol=0
-    )
-
-
-def test_a_dictionary_that_holds_more_than_its_rows_changes_nothing() -> None:
-    spec, estimator = make_spec(), fitted(QUICK["ordinal then numbers"])
-    (batch,) = batches(make_table(rows=60, seed=2, unseen=True), rows=60)
-    whole = [p for _, v, _ in predict_batches({"1": estimator}, [batch], spec) for p in v["1"][0].to_pylist()]
-    parts = [batch.slice(0, 7), batch.slice(7)]  # slices keep the whole dictionary
-    found = [p for _, v, _ in predict_batches({"1": estimator}, parts, spec) for p in v["1"][0].to_pylist()]
-    assert found == whole
+    np.testing.assert_allclose(stream(estimator, table, spec, encoded=encoded), whole, rtol=1e-14, atol=0)
 
 
 def test_regression_gives_values_and_multiclass_the_class_with_its_probabilities() -> None:
@@ -303,93 +203,3 @@ def test_an_empty_batch_is_skipped() -> None:
     (batch,) = batches(make_table(rows=4))
     found = list(predict_batches({"1": Broken()}, [batch.slice(0, 0), batch], make_spec("regression")))
     assert [scored.num_rows for scored, _, _ in found] == [4]
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.parquet"
-    table = make_table(rows=1000, seed=2, unseen=True).append_column("unused", pa.array(np.zeros(1000)))
-    pq.write_table(table, file, row_group_size=200)
-    return file
-
-
-@pytest.fixture
-def _forks_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are worth a process of their own."""
-    monkeypatch.setattr(prediction, "PROCESS_ROWS", 100)
-
-
-def test_a_file_too_small_for_two_processes_is_scored_by_one(source: Path) -> None:
-    target = source.with_name("scored")
-    score_parquet({"1": fitted(QUICK["ordinal then numbers"])}, source, target, make_spec(), processes=2)
-    assert len(list(target.iterdir())) == 1
-
-
-@pytest.mark.usefixtures("_forks_pay")
-@pytest.mark.parametrize("name", ["ordinal then numbers", "one-hot, sparse"])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_file_is_scored_in_its_order_by_one_process_or_two(source: Path, name: str, processes: int) -> None:
-    spec, estimator = make_spec(), fitted(QUICK[name])
-    target = source.with_name("scored")
-    assert score_parquet({"1": estimator}, source, target, spec, processes=processes, batch_rows=150) == 1000
-    assert [p.name for p in sorted(target.iterdir())] == [f"part-{i:05d}.parquet" for i in range(processes)]
-    found, rows = pq.read_table(target), pq.read_table(source)
-    assert found.column_names == ["id", "at", "prediction"]
-    assert found["id"].to_pylist() == rows["id"].to_pylist()
-    whole = training.predict(estimator, rows.to_pandas(), spec)
-    np.testing.assert_allclose(found["prediction"].to_numpy(), whole, rtol=1e-14, atol=0)
-
-
-def test_an_empty_file_gives_an_empty_part(source: Path) -> None:
-    pq.write_table(pq.read_table(source).slice(0, 0), source)
-    target = source.with_name("scored")
-    assert score_parquet({"1": Broken()}, source, target, make_spec("regression")) == 0
-    assert pq.read_table(target).column_names == ["id", "at", "prediction"]
-
-
-def test_what_an_estimator_refuses_ends_the_file_and_leaves_nothing(source: Path) -> None:
-    with pytest.raises(TrainingError, match="no such feature"):
-        score_parquet({"1": Broken(raises=True)}, source, source.with_name("scored"), make_spec("regression"))
-    assert [p.name for p in source.parent.iterdir()] == ["rows.parquet"]
-
-
-def test_several_versions_stand_side_by_side_under_their_names(source: Path) -> None:
-    versions = {"3": fitted(QUICK["ordinal then numbers"]), "4": fitted(QUICK["one-hot, sparse"])}
-    target = source.with_name("scored")
-    score_parquet(versions, source, target, make_spec())
-    assert pq.read_table(target).column_names == ["id", "at", "prediction_3", "prediction_4"]
-
-
-def test_a_target_that_exists_is_never_overwritten(source: Path) -> None:
-    target = source.with_name("scored")
-    target.mkdir()
-    with pytest.raises(StoreError, match="exists"):
-        score_parquet({"1": Broken()}, source, target, make_spec("regression"))
-
-
-def test_a_source_without_a_column_is_refused_and_leaves_nothing(source: Path) -> None:
-    pq.write_table(pq.read_table(source).drop_columns(["shop"]), source)
-    with pytest.raises(SourceUnreadable, match=r"lacks columns \['shop'\]"):
-        score_parquet({"1": Broken()}, source, source.with_name("scored"), make_spec("regression"))
-    assert [p.name for p in source.parent.iterdir()] == ["rows.parquet"]
-
-
-def test_a_truncated_source_is_refused(source: Path) -> None:
-    source.write_bytes(source.read_bytes()[:-100])
-    with pytest.raises(SourceUnreadable, match="cannot be read as Parquet"):
-        score_parquet({"1": Broken()}, source, source.with_name("scored"), make_spec("regression"))
-
-
-class Dies:
-    def predict(self, frame: pd.DataFrame) -> np.ndarray:
-        os._exit(9)
-
-
-@pytest.mark.usefixtures("_forks_pay")
-def test_a_process_that_dies_is_an_error_and_leaves_nothing(source: Path) -> None:
-    with pytest.raises(TrainingError, match="processes died"):
-        score_parquet({"1": Dies()}, source, source.with_name("scored"), make_spec("regression"), processes=2)
-    assert [p.name for p in source.parent.iterdir()] == ["rows.parquet"]

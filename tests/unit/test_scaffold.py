@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from perennial import scaffold
+from perennial.data.sources import check_readers, read_batch, read_labels
 from perennial.errors import SpecError
 from perennial.measures import checks
-from perennial.scaffold import create_model
-from perennial.sources import check_readers, read_batch, read_labels
-from perennial.specs import load_spec
-from perennial.training import load_pipeline
+from perennial.model.training import load_pipeline
+from perennial.spec import load_spec, scaffold
+from perennial.spec.scaffold import create_model
 
 
 def create(root: Path, name: str = "parcel_returns") -> tuple[Path, ...]:
@@ -44,8 +44,15 @@ def test_a_new_model_is_good_as_it_stands(tmp_path: Path) -> None:
 
 def test_no_placeholder_is_left_in_the_files(tmp_path: Path) -> None:
     for file in create(tmp_path):
-        text = file.read_text()
-        assert '{"$batch"' in text or "$" not in text, file
+        text = file.read_text().replace('{"$batch"', "").replace("# yaml-language-server: $schema=", "")
+        assert "$" not in text, file
+
+
+def test_a_new_spec_tells_editors_where_the_schema_is(tmp_path: Path) -> None:
+    spec = create(tmp_path)[0]
+    first = spec.read_text().splitlines()[0]
+    schema = spec.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(schema.read_text())["title"] == "Perennial model spec"
 
 
 def test_the_code_of_a_new_model_passes_the_linter(tmp_path: Path, project: Path) -> None:

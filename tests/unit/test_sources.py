@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
+from perennial.data.sources import canonical_schema, check_readers, label_schema, read_batch, read_labels
 from perennial.errors import (
     DuplicateEntity,
-    NullLabel,
     OutsidePartition,
     SchemaMismatch,
     SourceEmpty,
@@ -29,8 +29,7 @@ from perennial.errors import (
     TimeZoneMismatch,
 )
 from perennial.records import Partition
-from perennial.sources import canonical_schema, check_readers, label_schema, read_batch, read_labels
-from perennial.specs import ModelSpec, load_spec
+from perennial.spec import ModelSpec, load_spec
 
 SPEC = """\
 name: orders
@@ -567,7 +566,11 @@ def test_labels_that_carry_known_at_keep_it_and_come_as_they_are(make_spec: Make
         ("", [0, 1, 1], [0.0, 1.0, 1.0]),
         ("", [False, True, True], [0.0, 1.0, 1.0]),
         ("", [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]),
-        ("positive: 2", [1, 2, 3], [0.0, 1.0, 0.0]),
+        ("positive: 2", [1, 2, 1], [0.0, 1.0, 0.0]),
+        ("positive: 0", [0, 1, 1], [1.0, 0.0, 0.0]),
+        ("positive: 'yes'\nnegative: 'no'", ["yes", None, "no"], [1.0, 0.0]),
+        ("", [0, None, 1], [0.0, 1.0]),
+        ("", [0.0, float("nan"), 1.0], [0.0, 1.0]),
         ("positive: true", [False, True, True], [0.0, 1.0, 1.0]),
         ("positive: 'yes'", ["no", "yes", "no"], [0.0, 1.0, 0.0]),
     ],
@@ -588,30 +591,55 @@ def test_a_class_is_text_and_must_be_one_of_the_spec_s(make_spec: MakeSpec) -> N
     assert labels(spec)["label"].to_pylist() == ["kept", "broken", "kept"]
     spec = make_spec(table(returned=["kept", "brokn", "kept"]), task="multiclass", label=classes)
     text = refused(spec, SchemaMismatch, labels)
-    assert "'returned' (spec.yaml line 11) holds ['brokn']" in text
+    assert "'returned' (spec.yaml line 11) are not declared: 'brokn' (1 row)" in text
     assert "Did you mean 'broken'?" in text
 
 
 @pytest.mark.parametrize(
-    ("task", "values"),
+    ("positive", "values", "told"),
     [
-        ("binary", [0.0, float("nan"), 1.0]),
-        ("binary", [0, None, 1]),
-        ("regression", [1.0, float("nan"), 2.0]),
-        ("regression", [1.0, float("inf"), 2.0]),
-        ("regression", [1.0, None, 2.0]),
+        ("positive: 1", [0, 2, 7], "7 (1 row); the spec declares 1 for 1 and 0 for 0"),
+        ("positive: 1", [0.5, -1, 1], "-1 (1 row), 0.5 (1 row)"),
+        ("", [0.0, 1.0, float("inf")], "inf (1 row)"),
+        ("positive: 'yes'", ["no", "maybe", "yes"], "2 of 3 labels"),
+        (
+            "positive: 'yes'\nnegative: 'no'",
+            ["no", "maybe", "maybe"],
+            "'maybe' (2 rows); the spec declares 'yes' for 1",
+        ),
+        ("positive: 2", [1, 2, 3], "1 (1 row), 3 (1 row); the spec declares 2 for 1, and one other value for 0"),
     ],
 )
-def test_a_label_that_is_null_or_no_number_is_refused(make_spec: MakeSpec, task: str, values: Any) -> None:
-    text = refused(make_spec(table(returned=values), task=task), NullLabel, labels)
-    assert "1 of 3 labels in column 'returned' (spec.yaml line 11)" in text
-    assert "as for order_id='b'" in text
+def test_a_binary_label_that_is_not_declared_is_refused_with_its_count(
+    make_spec: MakeSpec, positive: str, values: Any, told: str
+) -> None:
+    text = refused(make_spec(table(returned=values), label=positive), SchemaMismatch, labels)
+    assert "'returned' (spec.yaml line 11) are not declared" in text
+    assert told in text
+
+
+def test_a_regression_label_that_is_null_is_not_known_yet_and_an_infinite_one_is_refused(make_spec: MakeSpec) -> None:
+    spec = make_spec(table(returned=[1.0, float("nan"), None]), task="regression")
+    assert labels(spec)["label"].to_pylist() == [1.0]
+    spec = make_spec(table(returned=[1.0, float("inf"), None]), task="regression")
+    assert "1 of 2 labels" in refused(spec, SchemaMismatch, labels)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize(
+    "values", [[[1], [0], [1]], [{"a": 1}] * 3, [DAY] * 3, [DAY.date()] * 3, [timedelta(1)] * 3, [b"1"] * 3]
+)
+def test_a_label_that_is_no_number_text_or_boolean_is_refused(make_spec: MakeSpec, task: str, values: Any) -> None:
+    label = "classes: [kept, returned, broken]" if task == "multiclass" else ""
+    text = refused(make_spec(table(returned=values), task=task, label=label), SchemaMismatch, labels)
+    assert "column 'returned' (spec.yaml line 11) is" in text
+    assert "the spec needs" in text
 
 
 @pytest.mark.parametrize(
     ("task", "positive", "values", "told"),
     [
-        ("binary", "", [0, 1, 2], "the spec needs true and false, or 0 and 1"),
+        ("binary", "", [0, 1, 2], "the spec declares 1 for 1 and 0 for 0"),
         ("binary", "", ["yes", "no", "yes"], "Say which value counts as 1: label.positive"),
         ("binary", "positive: 1", ["1", "0", "1"], "the type of label.positive 1"),
         ("regression", "", ["many", "few", "none"], "the spec needs a number"),

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import brier_score_loss, log_loss, mean_absolute_error, mean_squared_error
 from threadpoolctl import threadpool_limits
 
-from perennial import training
 from perennial.errors import NotEnoughRows, SpecError, TrainingError
-from perennial.measures import quality
-from perennial.specs import ModelSpec
+from perennial.model import training
+from perennial.spec import ModelSpec
 
 PIPELINE = """
 from sklearn.compose import ColumnTransformer
@@ -28,6 +28,25 @@ def build(params, seed):
     encode = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     columns = ColumnTransformer([("text", encode, ["colour"])], remainder="passthrough")
     return Pipeline([("columns", columns), ("trees", Trees(max_iter=20, random_state=seed, **params))])
+"""
+DIVERGES = """
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+
+class Constant(RegressorMixin, BaseEstimator):
+    def __init__(self, value):
+        self.value = value
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.value)
+
+
+def build(params, seed):
+    return Constant(np.inf if params["diverges"] else 0.0)
 """
 TASKS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mae"}
 CLASSES = ("small", "medium", "large")
@@ -198,14 +217,34 @@ def test_a_missing_category_is_the_same_however_it_is_written(tmp_path: Path) ->
         *(("regression", metric) for metric in ("mae", "mse")),
     ],
 )
-def test_the_search_minimises_the_loss_that_every_decision_uses(tmp_path: Path, task: str, metric: str) -> None:
+def test_the_loss_of_a_search_is_the_metric_as_everybody_computes_it(tmp_path: Path, task: str, metric: str) -> None:
     spec, frame = make_spec(tmp_path, task, metric=metric), make_frame(task)
     truth = frame.label.to_numpy()
     predictions = training.predict(training.fit(spec, frame, params={}, seed=1), frame, spec)
-    if task != "regression":  # certain and wrong: the clip counts
-        predictions[0] = 1 - (truth[0] == 1) if task == "binary" else [float(c != truth[0]) / 2 for c in CLASSES]
-    losses = quality.row_losses(task, metric, truth, predictions, spec.label.classes)
-    assert training.mean_loss(spec, truth, predictions) == pytest.approx(losses.mean(), rel=1e-6)
+    if task == "regression":
+        expected = {"mae": mean_absolute_error, "mse": mean_squared_error}[metric](truth, predictions)
+    else:
+        if task == "multiclass":  # scikit-learn takes the columns in the order of the sorted class names
+            truth_and_predictions = truth.astype(str), predictions[:, np.argsort(CLASSES)]
+        else:
+            truth_and_predictions = truth, predictions
+        expected = {"log_loss": log_loss, "brier": brier_score_loss}[metric](*truth_and_predictions)
+    assert training.mean_loss(spec, truth, predictions) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trial_whose_predictions_have_no_loss_is_left_out_of_the_search(tmp_path: Path) -> None:
+    settings = {
+        "first": "2024-01-01",
+        "holdout": "7d",
+        "seed": 7,
+        "search": {"trials": 8, "space": {"diverges": [True, False]}},
+    }
+    spec = make_spec(tmp_path, "regression", training=settings)
+    (tmp_path / "pipeline.py").write_text(DIVERGES)
+    params, trials = training.search(spec, make_frame("regression"), seed=3)
+    assert params == {"diverges": False}
+    assert 0 < len(trials) < 8
+    assert all(trial.params == {"diverges": False} for trial in trials)
 
 
 # --- search and importance -------------------------------------------------------------------------------------------

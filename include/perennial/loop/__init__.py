@@ -1,1 +1,1 @@
-"""The deeds: one use case for each DAG, same names."""
+"""The steps of the loop: one use case for each DAG, same names; `turn.py` takes them whole."""

@@ -4,58 +4,99 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial import intake
+from perennial.context import TaskContext
+from perennial.data.batches import accept_batch
 from perennial.errors import LakeError, LedgerError, RegistryError, RegistryUnavailable
-from perennial.prediction import predict_batches, prediction_field
-from perennial.records import Deployment, Partition, RunLink, to_json
-from perennial.settings import Settings
-from perennial.specs import ModelSpec
-from perennial.stores.ports import Stores
+from perennial.model.prediction import predict_batches, prediction_field
+from perennial.records import (
+    Deployment,
+    Event,
+    Kind,
+    Partition,
+    ScoringBody,
+    ScoringResult,
+    ValidationBody,
+    ValidationResult,
+)
+from perennial.spec import ModelSpec
 
 
-def validate(
-    spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink, settings: Settings
-) -> dict[str, Any]:
+def validate(context: TaskContext, partition: Partition) -> ValidationResult:
     """Put the batch into `accepted`, or into `quarantine` and stop.
 
-    Returns:
-        model, partition, rows, the ledger entry's id, and the warnings (expectations that did not hold).
-
     Raises:
-        SourceError, BatchError: see `intake.accept_batch`.
+        SourceError, BatchError: see `accept_batch`.
     """
-    entry = intake.accept_batch(spec, stores, partition, as_of=as_of, run=run, settings=settings)
-    report = entry.body["report"]
-    warnings = [f"{f['expectation']}({f['column']}): {f['observed']}" for f in report["failures"]]
-    return {
-        "model": spec.name,
-        "partition": partition.key,
-        "rows": report["rows"],
-        "entry": entry.id,
-        "warnings": warnings,
-    }
+    entry = accept_batch(context, partition)
+    report = entry.read(ValidationBody).report
+    return ValidationResult(
+        model=context.model,
+        partition=partition.key,
+        rows=report.rows,
+        entry=entry.id,
+        warnings=tuple(f"{f.expectation}({f.column}): {f.observed}" for f in report.failures),
+    )
 
 
-def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datetime, run: RunLink) -> dict[str, Any]:
+def score(context: TaskContext, partition: Partition) -> ScoringResult:
     """Stream the accepted batch through champion and challenger and append to `predictions` in one commit.
 
     Both versions score every row; `served` marks the one that counts for each entity. The rows that a partition's first
     run served stay as they are: a later run (a backfill) adds rows of its own with `served` false.
 
-    Returns:
-        model, partition, versions, rows, served and missing per version, table version, ledger entry's id.
-
     Raises:
         LakeError: the batch is not in `accepted`.
         LedgerError: nothing is deployed.
     """
+    deployment, accepted = _ready(context, partition)
+    lake, run = context.stores.lake, context.run
+    first = _first_run(context, partition) in {None, run.run_id}
+    counts = _Counts(deployment, backfill=not first)
+    estimators = _load(context, deployment, counts)
+    schema = prediction_schema(context.spec)
+    # opened here and not where it is read: a table cannot be opened from within the writer that pulls the rows
+    batches = _accepted(context, partition)
+    rows = _scored(context, partition, deployment, estimators, batches, counts, schema)
+    commit = lake.append(
+        "predictions",
+        context.model,
+        pa.RecordBatchReader.from_batches(schema, rows),
+        transaction=f"score:{partition.key}:{run.run_id}",
+    )
+    if not commit.wrote:
+        # an earlier try of this run committed the rows and died before the ledger heard of them
+        deployment, counts = _recount(context, partition)
+    entry = context.append(
+        Kind.SCORING,
+        partition.key,
+        Event.SERVED if first else Event.BACKFILLED,
+        counts.body(deployment, accepted, commit.version),
+        key=f"scoring:{partition.key}:{run.run_id}",
+    )
+    body = entry.read(ScoringBody)
+    return ScoringResult(
+        model=context.model,
+        entry=entry.id,
+        partition=partition.key,
+        versions=deployment.versions,
+        rows=accepted,
+        table_version=commit.version,
+        assigned=body.assigned,
+        served=body.served,
+        missing=body.missing,
+        errors=body.errors,
+    )
+
+
+def _ready(context: TaskContext, partition: Partition) -> tuple[Deployment, int]:
+    """Who serves, and the number of accepted rows; an error where there is nobody, or nothing to score."""
+    spec, stores = context.spec, context.stores
     deployment = stores.ledger.deployment(spec.name)
     if deployment is None:
         msg = (
@@ -70,9 +111,12 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
             "quarantined, mend the data and run it again."
         )
         raise LakeError(msg)
-    first = _first_run(stores, spec, partition) in {None, run.run_id}
-    tally = _Tally(deployment, backfill=not first)
-    batches = stores.lake.scan(
+    return deployment, accepted
+
+
+def _accepted(context: TaskContext, partition: Partition) -> pa.RecordBatchReader:
+    spec = context.spec
+    return context.stores.lake.scan(
         "accepted",
         spec.name,
         columns=list(spec.columns),
@@ -80,51 +124,22 @@ def score(spec: ModelSpec, stores: Stores, partition: Partition, *, as_of: datet
         before=partition.bound,
         categorical=spec.features.categorical,
     )
-    estimators = {deployment.champion: stores.registry.load(spec.name, deployment.champion)}
+
+
+def _load(context: TaskContext, deployment: Deployment, counts: _Counts) -> dict[str, Any]:
+    """The estimators by version; a challenger that cannot be loaded is left out."""
+    registry = context.stores.registry
+    estimators = {deployment.champion: registry.load(context.model, deployment.champion)}
     if deployment.challenger is not None:
         try:
-            estimators[deployment.challenger] = stores.registry.load(spec.name, deployment.challenger)
+            estimators[deployment.challenger] = registry.load(context.model, deployment.challenger)
         except RegistryUnavailable:
             # says nothing about the challenger; the task is tried again
             raise
         except RegistryError as error:
             # a challenger that is broken must not stop the champion: its predictions are missing, and counted so
-            tally.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
-    schema = prediction_schema(spec)
-    rows = _scored(spec, partition, deployment, estimators, batches, schema, tally, as_of=as_of, run=run)
-    commit = stores.lake.append(
-        "predictions",
-        spec.name,
-        pa.RecordBatchReader.from_batches(schema, rows),
-        transaction=f"score:{partition.key}:{run.run_id}",
-    )
-    if not commit.wrote:
-        # an earlier try of this run committed the rows and died before the ledger heard of them
-        deployment, tally = _recount(stores, spec, partition, run)
-    entry = stores.ledger.append(
-        model=spec.name,
-        kind="scoring",
-        subject=partition.key,
-        verdict="SERVED" if first else "BACKFILLED",
-        as_of=as_of,
-        body={
-            "deployment": to_json(deployment),
-            "rows": accepted,
-            "table_version": commit.version,
-            **tally.counts(),
-        },
-        run=run,
-        key=f"scoring:{partition.key}:{run.run_id}",
-    )
-    return {
-        "model": spec.name,
-        "partition": partition.key,
-        "versions": [v for v in (deployment.champion, deployment.challenger) if v is not None],
-        "rows": accepted,
-        "table_version": commit.version,
-        "entry": entry.id,
-        **{k: entry.body[k] for k in ("assigned", "served", "missing", "errors")},
-    }
+            counts.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
+    return estimators
 
 
 def prediction_schema(spec: ModelSpec) -> pa.Schema:
@@ -167,15 +182,14 @@ def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
     return np.asarray(hashed / np.float64(2**64) < split)
 
 
-class _Tally:
-    """Assigned and served rows, missing predictions and errors per version, counted while the stream passes."""
+class _Counts:
+    """Assigned and served rows, missing predictions and errors by version, counted while the stream passes."""
 
     def __init__(self, deployment: Deployment, *, backfill: bool) -> None:
         self.backfill = backfill
-        versions = [v for v in (deployment.champion, deployment.challenger) if v is not None]
-        self.assigned = dict.fromkeys(versions, 0)
-        self.served = dict.fromkeys(versions, 0)
-        self.missing = dict.fromkeys(versions, 0)
+        self.assigned = dict.fromkeys(deployment.versions, 0)
+        self.served = dict.fromkeys(deployment.versions, 0)
+        self.missing = dict.fromkeys(deployment.versions, 0)
         self.errors: dict[str, str] = {}
 
     def add(self, version: str, *, assigned: int, served: int, missing: int) -> None:
@@ -183,60 +197,76 @@ class _Tally:
         self.served[version] += served
         self.missing[version] += missing
 
-    def counts(self) -> dict[str, Any]:
-        return {"assigned": self.assigned, "served": self.served, "missing": self.missing, "errors": self.errors}
+    def body(self, deployment: Deployment, rows: int, table_version: int) -> ScoringBody:
+        return ScoringBody(
+            deployment=deployment,
+            rows=rows,
+            table_version=table_version,
+            assigned=self.assigned,
+            served=self.served,
+            missing=self.missing,
+            errors=self.errors,
+        )
 
 
 def _scored(
-    spec: ModelSpec,
+    context: TaskContext,
     partition: Partition,
     deployment: Deployment,
     estimators: dict[str, Any],
     batches: pa.RecordBatchReader,
+    counts: _Counts,
     schema: pa.Schema,
-    tally: _Tally,
-    *,
-    as_of: datetime,
-    run: RunLink,
 ) -> Iterator[pa.RecordBatch]:
+    """The rows of `predictions`, one record batch for each accepted one and version."""
+    spec = context.spec
     may_fail = {deployment.challenger} if deployment.challenger is not None else set()
     for batch, predictions, errors in predict_batches(estimators, batches, spec, may_fail=may_fail):
-        tally.errors.update(errors)
+        counts.errors.update(errors)
         rows = batch.num_rows
-        entities = [_text(batch.column(name)) for name in spec.entity]
-        names = [_text(batch.column(name)) for name in _names(spec)]
-        assigned = {deployment.champion: np.ones(rows, dtype=bool)}
-        served = dict(assigned)
-        if deployment.challenger is not None:
-            if deployment.challenger not in predictions:
-                predictions[deployment.challenger] = tuple(pa.nulls(rows, f.type) for f in prediction_field(spec))
-            mine = assign(entities, deployment.salt, deployment.split)
-            assigned = {deployment.champion: ~mine, deployment.challenger: mine}
-            # nobody goes without a prediction because a challenger has none: the champion's is served instead
-            usable = mine & ~predictions[deployment.challenger][0].is_null().to_numpy(zero_copy_only=False)
-            served = {deployment.champion: ~usable, deployment.challenger: usable}
+        entity_columns = [_text(batch.column(name)) for name in _names(spec)]
+        if deployment.challenger is not None and deployment.challenger not in predictions:
+            predictions[deployment.challenger] = tuple(pa.nulls(rows, f.type) for f in prediction_field(spec))
+        assigned, served = _shares(spec, deployment, batch, predictions)
         for version, arrays in predictions.items():
-            counts_now = served[version] if not tally.backfill else np.zeros(rows, dtype=bool)
-            tally.add(
+            served_rows = served[version] if not counts.backfill else np.zeros(rows, dtype=bool)
+            counts.add(
                 version,
                 assigned=int(assigned[version].sum()),
-                served=int(counts_now.sum()),
+                served=int(served_rows.sum()),
                 missing=arrays[0].null_count,
             )
             yield pa.RecordBatch.from_arrays(
                 [
-                    *names,
+                    *entity_columns,
                     batch.column(spec.event_time),
                     _constant(partition.key, rows),
                     *arrays,
                     _constant(version, rows),
                     _constant("champion" if version == deployment.champion else "challenger", rows),
-                    pa.array(counts_now),
-                    _constant(run.run_id, rows),
-                    pa.repeat(pa.scalar(as_of, schema.field("scored_at").type), rows),
+                    pa.array(served_rows),
+                    _constant(context.run.run_id, rows),
+                    pa.repeat(pa.scalar(context.as_of, schema.field("scored_at").type), rows),
                 ],
                 schema=schema,
             )
+
+
+def _shares(
+    spec: ModelSpec, deployment: Deployment, batch: pa.RecordBatch, predictions: dict[str, tuple[pa.Array, ...]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Masks of the batch's rows by version: those that the split assigns, and those that are served."""
+    if deployment.challenger is None:
+        everything = np.ones(batch.num_rows, dtype=bool)
+        return {deployment.champion: everything}, {deployment.champion: everything}
+    entities = [_text(batch.column(name)) for name in spec.entity]
+    assigned = assign(entities, deployment.salt, deployment.split)
+    # nobody goes without a prediction because a challenger has none: the champion's is served instead
+    usable = assigned & ~predictions[deployment.challenger][0].is_null().to_numpy(zero_copy_only=False)
+    return (
+        {deployment.champion: ~assigned, deployment.challenger: assigned},
+        {deployment.champion: ~usable, deployment.challenger: usable},
+    )
 
 
 def _names(spec: ModelSpec) -> list[str]:
@@ -253,36 +283,31 @@ def _constant(value: str, rows: int) -> pa.Array:
     return pa.repeat(pa.scalar(value, pa.string()), rows)
 
 
-def _first_run(stores: Stores, spec: ModelSpec, partition: Partition) -> str | None:
+def _first_run(context: TaskContext, partition: Partition) -> str | None:
     """The run that scored the partition first, by the ledger, else by the table (a crash in between)."""
-    for entry in stores.ledger.entries(spec.name, kind="scoring", subject=partition.key):
+    stores, model = context.stores, context.model
+    for entry in stores.ledger.entries(model, kind=Kind.SCORING, subject=partition.key):
         return entry.run.run_id
-    if partition.key not in stores.lake.partitions("predictions", spec.name):
+    if partition.key not in stores.lake.partitions("predictions", model):
         return None
     rows = stores.lake.scan(
-        "predictions", spec.name, columns=["run_id", "served"], since=partition.key, before=partition.bound
+        "predictions", model, columns=["run_id", "served"], since=partition.key, before=partition.bound
     ).read_all()
     served = rows.filter(rows["served"])["run_id"].unique().to_pylist()
     return str(served[0]) if served else None
 
 
-def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink) -> tuple[Deployment, _Tally]:
+def _recount(context: TaskContext, partition: Partition) -> tuple[Deployment, _Counts]:
     """The deployment that an earlier try of this run scored with, and its counts, from the rows it committed."""
+    spec, stores = context.spec, context.stores
+    columns = [
+        *dict.fromkeys([*spec.entity, spec.event_time]),
+        *("model_version", "variant", "served", "run_id", "prediction"),
+    ]
     rows = stores.lake.scan(
-        "predictions",
-        spec.name,
-        columns=[
-            *dict.fromkeys([*spec.entity, spec.event_time]),
-            "model_version",
-            "variant",
-            "served",
-            "run_id",
-            "prediction",
-        ],
-        since=partition.key,
-        before=partition.bound,
+        "predictions", spec.name, columns=columns, since=partition.key, before=partition.bound
     ).read_all()
-    rows = rows.filter(pc.equal(rows["run_id"], run.run_id))
+    rows = rows.filter(pc.equal(rows["run_id"], context.run.run_id))
     pairs = rows.group_by(["variant", "model_version"]).aggregate([]).to_pylist()
     versions = {pair["variant"]: pair["model_version"] for pair in pairs}
     candidates = [
@@ -292,25 +317,25 @@ def _recount(stores: Stores, spec: ModelSpec, partition: Partition, run: RunLink
     ]
     # the rollout may have moved on since: the stage is the one whose split gives what was served
     deployment = next((d for d in candidates if _served_by(d, spec, rows)), candidates[0])
-    tally = _Tally(deployment, backfill=False)
-    for version in tally.assigned:
-        own = rows.filter(pc.equal(rows["model_version"], version))
-        mine = _assigned(deployment, spec, own)
-        tally.add(
+    counts = _Counts(deployment, backfill=False)
+    for version in deployment.versions:
+        scored = rows.filter(pc.equal(rows["model_version"], version))
+        assigned = _assigned(deployment, spec, scored)
+        counts.add(
             version,
-            assigned=int((mine if version == deployment.challenger else ~mine).sum()),
-            served=pc.sum(own["served"]).as_py(),
-            missing=own["prediction"].null_count,
+            assigned=int((assigned if version == deployment.challenger else ~assigned).sum()),
+            served=pc.sum(scored["served"]).as_py(),
+            missing=scored["prediction"].null_count,
         )
-    return deployment, tally
+    return deployment, counts
 
 
 def _served_by(deployment: Deployment, spec: ModelSpec, rows: pa.Table) -> bool:
     if deployment.challenger is None:
         return True
-    own = rows.filter(pc.equal(rows["model_version"], deployment.challenger))
-    usable = _assigned(deployment, spec, own) & own["prediction"].is_valid().to_numpy()
-    return bool((usable == own["served"].to_numpy()).all())
+    scored = rows.filter(pc.equal(rows["model_version"], deployment.challenger))
+    usable = _assigned(deployment, spec, scored) & scored["prediction"].is_valid().to_numpy()
+    return bool((usable == scored["served"].to_numpy()).all())
 
 
 def _assigned(deployment: Deployment, spec: ModelSpec, rows: pa.Table) -> np.ndarray:

@@ -8,7 +8,7 @@ a changed concept is not; only labels show that.
 
 A holdout of many rows may hold few days, and the rows of a day share weather, offers, outages. What looks like
 miscalibration on so many rows is then chance on so few days. So the recalibration moves away from the score itself only
-as far as the spread between clusters allows, and the intervals count clusters, not rows.
+as far as the variance between clusters allows, and the intervals count clusters, not rows.
 
 Sources: logistic recalibration Cox (1958, Biometrika 45); covariance of clustered rows Liang and Zeger (1986,
 Biometrika 73); shrinkage by moments Morris (1983, JASA 78) and DerSimonian and Laird (1986); bins that never fall
@@ -18,11 +18,12 @@ Barlow et al. (1972).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, logit
 from scipy.stats import t
 
@@ -30,11 +31,10 @@ from perennial.errors import EvidenceError
 from perennial.measures.quality import CLIP, Floats, Values, cluster_sums, finite, row_losses
 from perennial.records import Calibration, LossBin, LossSum, Recalibration
 
-#: fewer clusters than this say nothing about the spread between them (the mean of Student's square is infinite below)
+#: fewer clusters than this say nothing about the variance between them (the mean of Student's square is infinite below)
 MIN_CLUSTERS = 4
 #: of the prior around the identity, on the logit scale: it matters only where the rows say nothing
 _PRIOR_PRECISION = 0.01
-_STEPS = 50
 #: no rate is nearer to 0 or 1
 _LEAST_RATE = 1e-12
 
@@ -61,22 +61,15 @@ def recalibration(truth: Values, prediction: Values, clusters: Values) -> Recali
     groups = int(np.unique(names).size)
     if groups < MIN_CLUSTERS:
         return fit
-    # the fit's pull on every row, summed by cluster
-    pull = _design(_logit(p), fit) * (y - expit(_line(_logit(p), fit)))[:, None]
-    sums = np.column_stack([cluster_sums(names, column) for column in pull.T])
+    # the gradient of every row's likelihood, summed by cluster
+    gradients = _design(_logit(p), fit.center) * (y - expit(_line(_logit(p), fit)))[:, None]
+    sums = np.column_stack([cluster_sums(names, column) for column in gradients.T])
     meat = groups / (groups - 1) * sums.T @ sums
     # rows of one cluster never tell more than as many independent ones: no eigenvalue below theirs
     root = np.linalg.inv(np.linalg.cholesky(_matrix(fit.information)))
     values, vectors = np.linalg.eigh(root @ meat @ root.T)
     covariance = root.T @ (vectors * np.maximum(values, 1.0)) @ vectors.T @ root
-    return Recalibration(
-        clusters=groups,
-        center=fit.center,
-        level=fit.level,
-        slope=fit.slope,
-        information=fit.information,
-        covariance=_packed(covariance),
-    )
+    return replace(fit, clusters=groups, covariance=_packed(covariance))
 
 
 def loss_design_effect(prediction: Values, losses: Floats, curve: Sequence[LossBin], clusters: Values) -> float:
@@ -87,11 +80,11 @@ def loss_design_effect(prediction: Values, losses: Floats, curve: Sequence[LossB
     names = np.asarray(clusters).astype(str)
     groups = int(np.unique(names).size)
     around = losses - np.array([bin_.loss.mean for bin_ in curve])[_bin_of(finite(prediction), curve)]
-    alone = float(np.dot(around, around))
-    if groups < MIN_CLUSTERS or not alone:
+    independent = float(np.dot(around, around))
+    if groups < MIN_CLUSTERS or not independent:
         return 1.0
     sums = cluster_sums(names, around)
-    return max(1.0, groups / (groups - 1) * float(np.dot(sums, sums)) / alone)
+    return max(1.0, groups / (groups - 1) * float(np.dot(sums, sums)) / independent)
 
 
 def calibrate(
@@ -144,29 +137,38 @@ def estimate(
         EvidenceError: no rows, no holdout figures, a prediction that is not finite.
     """
     p = finite(prediction)
-    given = calibration if task == "binary" else curve
-    if not len(p) or not given:
+    bins = calibration if task == "binary" else curve
+    if not len(p) or not bins:
         raise EvidenceError(
-            f"quality of {len(p)} predictions cannot be estimated from {len(given)} holdout bins. "
+            f"quality of {len(p)} predictions cannot be estimated from {len(bins)} holdout bins. "
             "Estimate only where rows were scored, with the figures saved at training."
         )
     if task == "binary":
-        found = _map(calibration, recalibration)
-        rate = found.rates(_logit(p))
-        zeros, ones = (row_losses(task, metric, np.full(len(p), y), p) for y in (0.0, 1.0))
-        expected = rate * ones + (1 - rate) * zeros
-        squared = rate * ones**2 + (1 - rate) * zeros**2
-        half_width = found.half_width((ones - zeros) / len(p), rate, _logit(p))
-    else:
-        place = _bin_of(p, curve)
-        means = np.array([bin_.loss.mean for bin_ in curve])
-        squares = np.array([bin_.loss.total_squared / bin_.loss.rows for bin_ in curve])
-        expected, squared = means[place], squares[place]
-        share = np.bincount(place, minlength=len(curve)) / len(p)
-        bin_variance = np.maximum(squares - means**2, 0.0) / np.array([bin_.loss.rows for bin_ in curve])
-        chance = float((squared - expected**2).sum()) / len(p) ** 2
-        variance = max(design_effect, 1.0) * (max(chance, 0.0) + float((share**2 * bin_variance).sum()))
-        half_width = _student(None) * variance**0.5
+        return _by_rate(metric, p, _map(calibration, recalibration))
+    return _by_score_bin(p, curve, design_effect)
+
+
+def _by_rate(metric: str, p: Floats, rates: _Map) -> tuple[LossSum, float]:
+    """Binary: each row's loss if it were a positive and if it were a negative, weighted by its recalibrated rate."""
+    rate = rates.rates(_logit(p))
+    zeros, ones = (row_losses("binary", metric, np.full(len(p), label), p) for label in (0.0, 1.0))
+    expected = rate * ones + (1 - rate) * zeros
+    squared = rate * ones**2 + (1 - rate) * zeros**2
+    half_width = rates.half_width((ones - zeros) / len(p), rate, _logit(p))
+    return LossSum(rows=len(p), total=float(expected.sum()), total_squared=float(squared.sum())), half_width
+
+
+def _by_score_bin(p: Floats, curve: Sequence[LossBin], design_effect: float) -> tuple[LossSum, float]:
+    """Regression and multiclass: each row's loss is the mean of its score bin on the holdout."""
+    bin_of_row = _bin_of(p, curve)
+    means = np.array([bin_.loss.mean for bin_ in curve])
+    squares = np.array([bin_.loss.total_squared / bin_.loss.rows for bin_ in curve])
+    expected, squared = means[bin_of_row], squares[bin_of_row]
+    share = np.bincount(bin_of_row, minlength=len(curve)) / len(p)
+    variance_of_means = np.maximum(squares - means**2, 0.0) / np.array([bin_.loss.rows for bin_ in curve])
+    variance_of_rows = float((squared - expected**2).sum()) / len(p) ** 2
+    variance = max(variance_of_rows, 0.0) + float((share**2 * variance_of_means).sum())
+    half_width = _student(None) * (max(design_effect, 1.0) * variance) ** 0.5
     return LossSum(rows=len(p), total=float(expected.sum()), total_squared=float(squared.sum())), half_width
 
 
@@ -183,8 +185,8 @@ def estimate_auc(
     """
     p = finite(prediction)
     rate = calibrate(p, calibration, recalibration)
-    _, place = np.unique(p, return_inverse=True)
-    positives, negatives = np.bincount(place, weights=rate), np.bincount(place, weights=1 - rate)
+    _, rank = np.unique(p, return_inverse=True)
+    positives, negatives = np.bincount(rank, weights=rate), np.bincount(rank, weights=1 - rate)
     all_positives, all_negatives = float(positives.sum()), float(negatives.sum())
     pairs = all_positives * all_negatives
     if not pairs:
@@ -193,7 +195,7 @@ def estimate_auc(
     above = all_positives - np.cumsum(positives) + positives / 2
     auc = float((positives * below).sum()) / pairs
     change = (below - above - auc * (all_negatives - all_positives)) / pairs
-    return auc, _map(calibration, recalibration).half_width(change[place], rate, _logit(p))
+    return auc, _map(calibration, recalibration).half_width(change[rank], rate, _logit(p))
 
 
 # --- the map from scores to rates ------------------------------------------------------------------------------------
@@ -221,13 +223,13 @@ class _Map:
     def half_width(self, change: Floats, rate: Floats, x: Floats) -> float:
         """Of a figure that changes by `change` when a row turns out a positive."""
         weight = rate * (1 - rate)
-        design = _design(x, self.fit)
+        design = _design(x, self.fit.center)
         information, covariance = _matrix(self.fit.information), _matrix(self.fit.covariance)
         # as dependent as the holdout's rows were, in the direction that matters to the figure
         along = np.linalg.lstsq(design * weight[:, None] ** 0.5, change * weight**0.5, rcond=None)[0]
-        alone = float(along @ information @ along)
-        together = float(along @ information @ covariance @ information @ along)
-        chance = float((change**2 * weight).sum()) * max(1.0, together / alone if alone else 1.0)
+        independent = float(along @ information @ along)
+        clustered = float(along @ information @ covariance @ information @ along)
+        chance = float((change**2 * weight).sum()) * max(1.0, clustered / independent if independent else 1.0)
         gradient = design.T @ (change * weight)
         nearest = np.searchsorted((self.at[1:] + self.at[:-1]) / 2, x)
         by_bin = np.bincount(nearest, weights=change * weight, minlength=len(self.at))
@@ -247,67 +249,67 @@ def _map(calibration: Sequence[Calibration], recalibration: Recalibration | None
     inside = np.clip(observed, 0, rows)
     shape = np.log((inside + 0.5) / (rows - inside + 0.5)) - _line(x, fit)
     variance = (1 / (inside + 0.5) + 1 / (rows - inside + 0.5)) * max(1.0, level_variance * fit.information[0])
-    spread = _spread(shape, variance)
-    kept = spread / (spread + variance)
-    value = _rising(x + level + slope * (x - fit.center) + kept * shape, 1 / variance)
-    # bins whose scores are one after clipping stand at one place
+    between = _between_bin_variance(shape, variance)
+    kept = between / (between + variance)
+    value = isotonic_regression(x + level + slope * (x - fit.center) + kept * shape, weights=1 / variance).x
+    # bins whose scores are one after clipping are one bin
     last = np.append(np.diff(x) > 0, True)
     return _Map(fit, x[last], value[last], max(1 + slope, 0.0), (kept * variance)[last])
 
 
-def _beyond_chance(found: float, variance: float, clusters: int) -> float:
-    """The share of `found` squared that its variance does not explain: 0 where all of it may be chance."""
-    # mean of Student's square: what chance makes of (found / error)^2
+def _beyond_chance(coefficient: float, variance: float, clusters: int) -> float:
+    """The share of `coefficient` squared that its variance does not explain: 0 where all of it may be chance."""
+    # mean of Student's square: what chance makes of (coefficient / error)^2
     chance = variance * (clusters - 1) / (clusters - 3) if clusters >= MIN_CLUSTERS else np.inf
-    return max(0.0, 1 - chance / found**2) if found else 0.0
+    return max(0.0, 1 - chance / coefficient**2) if coefficient else 0.0
 
 
-def _spread(found: Floats, variance: Floats) -> float:
-    """Variance of the bins' true values around zero, by moments; two were spent on level and slope."""
+def _between_bin_variance(shape: Floats, variance: Floats) -> float:
+    """Variance of the bins' true values around zero, by moments; two degrees of freedom went to level and slope."""
     weight = 1 / variance
-    surplus = float((weight * found**2).sum()) - (len(found) - 2)
+    surplus = float((weight * shape**2).sum()) - (len(shape) - 2)
     scale = float(weight.sum() - (weight**2).sum() / weight.sum())
-    return max(0.0, surplus / scale) if len(found) > 2 and scale > 0 else 0.0  # noqa: PLR2004 - level and slope
+    return max(0.0, surplus / scale) if len(shape) > 2 and scale > 0 else 0.0  # noqa: PLR2004 - level and slope
 
 
 def _fit(x: Floats, rows: Floats, positives: Floats) -> Recalibration:
-    """Level and slope by maximum likelihood with a weak prior around the identity; rows independent."""
+    """Level and slope by maximum likelihood with a weak normal prior around the identity; rows independent.
+
+    The GLM of statsmodels has no maximum where a score separates the classes, and its ridge fit goes astray where
+    scores of 0 and 1 are wrong: it clips probabilities, so its likelihood is flat there.
+    """
     weight = rows * expit(x) * expit(-x)
     center = float((weight * x).sum() / weight.sum())
-    design = np.column_stack([np.ones_like(x), x - center])
+    design = _design(x, center)
     prior = _PRIOR_PRECISION * np.eye(2)
 
-    def score(place: Floats) -> tuple[Floats, Floats, float]:
-        line = x + design @ place
-        rate = expit(line)
-        gradient = design.T @ (positives - rows * rate) - prior @ place
-        hessian = (design * (rows * rate * (1 - rate))[:, None]).T @ design + prior
-        likelihood = float((positives * line - rows * np.logaddexp(0, line)).sum() - place @ prior @ place / 2)
-        return gradient, hessian, likelihood
+    def negative_log_likelihood(parameters: Floats) -> float:
+        line = x + design @ parameters
+        return float(rows @ np.logaddexp(0, line) - positives @ line + parameters @ prior @ parameters / 2)
 
-    place = np.zeros(2)
-    gradient, hessian, likelihood = score(place)
-    for _ in range(_STEPS):
-        step = np.linalg.solve(hessian, gradient)
-        # the likelihood is concave: a shortened step always climbs
-        while (new := score(place + step))[2] < likelihood - 1e-9 and np.abs(step).max() > 1e-12:  # noqa: PLR2004
-            step = step / 2
-        place = place + step
-        gradient, hessian, likelihood = new
-        if np.abs(step).max() < 1e-9:  # noqa: PLR2004 - far below any error
-            break
+    def gradient(parameters: Floats) -> Floats:
+        return np.asarray(design.T @ (rows * expit(x + design @ parameters) - positives) + prior @ parameters)
+
+    def information(parameters: Floats) -> Floats:
+        rate = expit(x + design @ parameters)
+        return np.asarray((design * (rows * rate * (1 - rate))[:, None]).T @ design + prior)
+
+    optimum = minimize(
+        negative_log_likelihood, np.zeros(2), jac=gradient, hess=information, method="trust-exact", tol=1e-6
+    )
+    level, slope = optimum.x
     return Recalibration(
         clusters=max(int(rows.sum()), MIN_CLUSTERS),
         center=center,
-        level=float(place[0]),
-        slope=float(place[1]),
-        information=_packed(hessian),
-        covariance=_packed(np.linalg.inv(hessian)),
+        level=float(level),
+        slope=float(slope),
+        information=_packed(information(optimum.x)),
+        covariance=_packed(np.linalg.inv(information(optimum.x))),
     )
 
 
-def _design(x: Floats, fit: Recalibration) -> Floats:
-    return np.column_stack([np.ones_like(x), x - fit.center])
+def _design(x: Floats, center: float) -> Floats:
+    return np.column_stack([np.ones_like(x), x - center])
 
 
 def _line(x: Floats, fit: Recalibration) -> Floats:
@@ -333,16 +335,3 @@ def _student(clusters: int | None) -> float:
 
 def _bin_of(prediction: Floats, curve: Sequence[LossBin]) -> npt.NDArray[np.intp]:
     return np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], prediction, side="left"), len(curve) - 1)
-
-
-def _rising(values: Floats, weights: Floats) -> Floats:
-    """Isotonic regression by pooling adjacent violators (Barlow et al. 1972)."""
-    blocks: list[tuple[float, float, int]] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        block = (value, weight, 1)
-        while blocks and blocks[-1][0] > block[0]:
-            mean, heavy, length = blocks.pop()
-            both = heavy + block[1]
-            block = ((mean * heavy + block[0] * block[1]) / both, both, length + block[2])
-        blocks.append(block)
-    return np.concatenate([np.full(length, mean) for mean, _, length in blocks])

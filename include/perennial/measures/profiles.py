@@ -23,7 +23,7 @@ from perennial.records import ColumnProfile, Profile
 Floats = npt.NDArray[np.float64]
 Batches: TypeAlias = pa.RecordBatchReader | pa.Table
 
-#: Rows of the stretch in which a column with few distinct values is recognised before all of it is looked at.
+#: A column with few distinct values is recognised in its first rows, before all of them are sorted.
 _FIRST_LOOK_ROWS = 10_000
 
 
@@ -56,41 +56,30 @@ def build_reference(
     if bins < 2:  # noqa: PLR2004 - one bin holds everything and shows nothing
         raise EvidenceError(f"a profile needs 2 bins or more, got {bins}. Set monitoring.bins in the spec.")
     held: dict[str, list[Floats]] = {name: [] for name in numeric}
-    levels: dict[str, Counter[str]] = {name: Counter() for name in categorical}
-    nulls = Counter[str]()
+    levels = {name: _LevelCounts() for name in categorical}
     rows = 0
     for batch in _stream(batches, [*numeric, *categorical]):
         rows += batch.num_rows
         for name in numeric:
             held[name].append(_numbers(batch, name))
         for name in categorical:
-            codes, dictionary, missing = _codes(batch, name)
-            nulls[name] += missing
-            counts = np.bincount(codes, minlength=len(dictionary))
-            for level, count in zip(dictionary.to_pylist(), counts.tolist(), strict=True):
-                levels[name][level] += count
+            levels[name].add(*_codes(batch, name))
     columns: dict[str, ColumnProfile] = {}
     for name in numeric:
-        parts = held.pop(name)
-        values = np.concatenate(parts) if parts else np.empty(0)
-        tally = _NumericTally(name, _edges(values[~np.isnan(values)], bins))
-        # part by part, as `profile` would, so that the sums agree to the last bit
-        for part in parts:
-            tally.add(part)
-        columns[name] = tally.profile()
+        # popped: the values of one column are freed before the next one is sorted
+        columns[name] = _numeric_reference(name, held.pop(name), bins)
     for name in categorical:
-        found = levels[name]
-        nulls[name] += found.pop(_NULL_LEVEL, 0)
-        kept = sorted((level for level, count in found.items() if count), key=lambda level: (-found[level], level))
-        kept = kept[:max_categories]
-        counted = [found[level] for level in kept]
-        columns[name] = ColumnProfile(
-            kind="categorical",
-            counts=(*counted, sum(found.values()) - sum(counted)),
-            nulls=nulls[name],
-            categories=tuple(kept),
-        )
+        columns[name] = levels[name].profile(max_categories)
     return Profile(rows=rows, columns=columns)
+
+
+def _numeric_reference(name: str, parts: list[Floats], bins: int) -> ColumnProfile:
+    values = np.concatenate(parts) if parts else np.empty(0)
+    tally = _NumericTally(name, _edges(values[~np.isnan(values)], bins))
+    # part by part, as `profile` would, so that the sums agree to the last bit
+    for part in parts:
+        tally.add(part)
+    return tally.profile()
 
 
 def profile(batches: Batches, reference: Profile, *, columns: Sequence[str] | None = None) -> Profile:
@@ -166,6 +155,8 @@ _NULL_LEVEL: str = None  # type: ignore[assignment]
 
 @dataclass
 class _NumericTally:
+    """Rows by bin of the reference, and the sums from which mean and variance follow."""
+
     name: str
     edges: tuple[float, ...]
     #: rows at or below each edge
@@ -201,10 +192,10 @@ class _NumericTally:
                 f"column {self.name!r}: the sum of squares of {self.rows} values is {self.total_squared}. "
                 "Bound the column with a critical expectation in the suite."
             )
-        steps = [0, *self.below, self.rows - self.nulls]
+        at_or_below = [0, *self.below, self.rows - self.nulls]
         return ColumnProfile(
             kind="numeric",
-            counts=tuple(after - before for before, after in pairwise(steps)),
+            counts=tuple(after - before for before, after in pairwise(at_or_below)),
             nulls=self.nulls,
             edges=self.edges,
             total=self.total,
@@ -213,24 +204,52 @@ class _NumericTally:
 
 
 @dataclass
+class _LevelCounts:
+    """Rows by level of a categorical column whose levels are not fixed yet."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    nulls: int = 0
+
+    def add(self, codes: npt.NDArray[np.integer], dictionary: pa.Array, nulls: int) -> None:
+        self.nulls += nulls
+        counts = np.bincount(codes, minlength=len(dictionary))
+        for level, count in zip(dictionary.to_pylist(), counts.tolist(), strict=True):
+            self.rows[level] += count
+
+    def profile(self, max_categories: int) -> ColumnProfile:
+        self.nulls += self.rows.pop(_NULL_LEVEL, 0)
+        levels = sorted((level for level, count in self.rows.items() if count), key=lambda n: (-self.rows[n], n))
+        kept = levels[:max_categories]
+        counts = [self.rows[level] for level in kept]
+        return ColumnProfile(
+            kind="categorical",
+            counts=(*counts, self.rows.total() - sum(counts)),
+            nulls=self.nulls,
+            categories=tuple(kept),
+        )
+
+
+@dataclass
 class _CategoricalTally:
+    """Rows by category of the reference, and one count more for the unseen ones."""
+
     name: str
     categories: tuple[str, ...]
     nulls: int = 0
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.categories) + 1, dtype=np.int64)
-        self.known = pa.array(self.categories, type=pa.string())
+        self.category_names = pa.array(self.categories, type=pa.string())
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         codes, dictionary, missing = _codes(batch, self.name)
         counts = np.bincount(codes, minlength=len(dictionary))
         if dictionary.null_count:
-            here = dictionary.is_null().to_numpy(zero_copy_only=False)
-            missing += int(counts[here].sum())
-            counts, dictionary = counts[~here], dictionary.drop_null()
-        places = pc.fill_null(pc.index_in(dictionary, value_set=self.known), len(self.categories))
-        np.add.at(self.counts, places.to_numpy(zero_copy_only=False), counts)
+            is_null = dictionary.is_null().to_numpy(zero_copy_only=False)
+            missing += int(counts[is_null].sum())
+            counts, dictionary = counts[~is_null], dictionary.drop_null()
+        indices = pc.fill_null(pc.index_in(dictionary, value_set=self.category_names), len(self.categories))
+        np.add.at(self.counts, indices.to_numpy(zero_copy_only=False), counts)
         self.nulls += missing
 
     def profile(self) -> ColumnProfile:

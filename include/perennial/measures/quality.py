@@ -5,7 +5,6 @@ Losses are per row, in the units of the spec's metric, lower is better.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
 
 from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
 from perennial.records import Calibration, LossBin, LossSum, PairedSum
@@ -28,6 +26,11 @@ CLIP = 1e-6
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def entity_names(entity: Sequence[str]) -> list[str]:
+    """Names of the entity's columns that none of ours can have: a team may call its own `row` or `left`."""
+    return [f"entity {number}" for number in range(len(entity))]
 
 
 def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> pa.Table:
@@ -59,10 +62,12 @@ def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> 
         )
     known = labels.filter(pc.less_equal(labels["known_at"], pa.scalar(as_of, type=known_type)))
     _refuse_null_labels(known, entity)
-    keys = known.select([*entity]).append_column("known_at", known["known_at"]).append_column("label", known["label"])
+    names = entity_names(entity)
+    keys = known.select([*entity]).rename_columns(names)
+    keys = keys.append_column("known_at", known["known_at"]).append_column("label", known["label"])
     keys = keys.append_column("row", pa.array(np.arange(len(known))))
-    ranked = keys.sort_by([*((c, "ascending") for c in entity), ("known_at", "descending"), ("label", "descending")])
-    first = ranked.group_by(list(entity), use_threads=False).aggregate([("row", "first")])
+    ranked = keys.sort_by([*((c, "ascending") for c in names), ("known_at", "descending"), ("label", "descending")])
+    first = ranked.group_by(names, use_threads=False).aggregate([("row", "first")])
     return known.take(first["row_first"])
 
 
@@ -84,13 +89,15 @@ def join(predictions: pa.Table, labels: pa.Table, entity: Sequence[str]) -> pa.T
     _need(labels, [*entity, "label"], "labels")
     added = [name for name in ("label", "known_at") if name in labels.schema.names]
     left, right = _keys(predictions, entity), _keys(labels, entity, like=predictions)
-    if (distinct := len(right.group_by(list(entity)).aggregate([]))) < len(right):
+    names = entity_names(entity)
+    left, right = left.rename_columns(names), right.rename_columns(names)
+    if (distinct := len(right.group_by(names).aggregate([]))) < len(right):
         raise DuplicateEntity(
             f"labels: {len(right)} rows for {distinct} entities by {list(entity)}. Resolve the labels before joining."
         )
     left = left.append_column("left", pa.array(np.arange(len(left))))
     right = right.append_column("right", pa.array(np.arange(len(right))))
-    pairs = left.join(right, keys=list(entity), join_type="inner", use_threads=False).sort_by("left")
+    pairs = left.join(right, keys=names, join_type="inner", use_threads=False).sort_by("left")
     joined = predictions.drop_columns([n for n in added if n in predictions.schema.names]).take(pairs["left"])
     for name in added:
         joined = joined.append_column(labels.schema.field(name), labels[name].take(pairs["right"]))
@@ -136,14 +143,6 @@ def row_losses(task: str, metric: str, truth: Values, prediction: Values, classe
     raise EvidenceError(f"no loss {metric!r} for task {task!r}. See `metric` in the spec.")
 
 
-def surely_lower(losses: Floats, than: Floats) -> bool:
-    """Whether the mean of paired losses is lower by more than two standard errors; rows are independent."""
-    difference = than - losses
-    if len(difference) < 2:  # noqa: PLR2004 - one row has no spread
-        return False
-    return float(difference.mean()) > 2 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-
-
 def loss_sum(losses: Floats) -> LossSum:
     """Rows, sum and sum of squares of the losses."""
     return LossSum(rows=len(losses), total=float(losses.sum()), total_squared=float(np.dot(losses, losses)))
@@ -166,15 +165,15 @@ def paired_sums(clusters: Values, champion_losses: Floats, challenger_losses: Fl
             f"paired losses need the same rows: {len(names)} clusters, {len(champion_losses)} champion and "
             f"{len(challenger_losses)} challenger losses. Score both versions on one table."
         )
-    found, place = np.unique(names, return_inverse=True)
+    clusters_sorted, cluster_of_row = np.unique(names, return_inverse=True)
     difference = challenger_losses - champion_losses
     sums = [
-        np.bincount(place, weights=weights, minlength=len(found)).tolist()
+        np.bincount(cluster_of_row, weights=weights, minlength=len(clusters_sorted)).tolist()
         for weights in (np.ones(len(names)), champion_losses, challenger_losses, difference, difference**2)
     ]
     return tuple(
         PairedSum(str(name), int(rows), champion, challenger, d, d_squared)
-        for name, rows, champion, challenger, d, d_squared in zip(found, *sums, strict=True)
+        for name, rows, champion, challenger, d, d_squared in zip(clusters_sorted, *sums, strict=True)
     )
 
 
@@ -194,19 +193,19 @@ def metrics(task: str, truth: Values, prediction: Values, classes: Sequence[str]
         y, p = _aligned(truth, prediction)
         mean_square = float(((p - y) ** 2).mean())
         return {"mae": float(np.abs(p - y).mean()), "rmse": mean_square**0.5, "bias": float(p.mean() - y.mean())}
-    found = {
+    figures = {
         metric: float(row_losses(task, metric, truth, prediction, classes).mean()) for metric in ("log_loss", "brier")
     }
     if task == "multiclass":
         probability, hit = _multiclass(truth, prediction, classes)
-        return {**found, "accuracy": float(hit[np.arange(len(hit)), probability.argmax(axis=1)].mean())}
+        return {**figures, "accuracy": float(hit[np.arange(len(hit)), probability.argmax(axis=1)].mean())}
     y, p = _binary(truth, prediction)
-    positives = int(y.sum())
-    if 0 < positives < len(y):
-        # the Mann-Whitney form of the area under the ROC curve; ties count half
-        above = float(rankdata(p)[y == 1].sum()) - positives * (positives + 1) / 2
-        found["auc"] = above / (positives * (len(y) - positives))
-    return {**found, "positives": positives / len(y)}
+    positives = float(y.mean())
+    if 0 < positives < 1:
+        from sklearn.metrics import roc_auc_score
+
+        figures["auc"] = float(roc_auc_score(y, p))
+    return {**figures, "positives": positives}
 
 
 #: enough to show the shape of a score's miscalibration as well as isotonic regression on all rows does (on made data,
@@ -231,7 +230,7 @@ def calibration(
     order = np.argsort(p, kind="stable")
     return tuple(
         Calibration(rows=stop - start, predicted=float(p[here].sum()), observed=float(y[here].sum()))
-        for start, stop in _stretches(p[order], bins)
+        for start, stop in _equal_bins(p[order], bins)
         for here in (order[start:stop],)
     )
 
@@ -242,15 +241,15 @@ def loss_curve(prediction: Values, losses: Floats, bins: int = 20) -> tuple[Loss
     order = np.argsort(p, kind="stable")
     return tuple(
         LossBin(up_to=float(p[order[stop - 1]]), loss=loss_sum(losses[order[start:stop]]))
-        for start, stop in _stretches(p[order], bins)
+        for start, stop in _equal_bins(p[order], bins)
     )
 
 
-def losses_by_place(prediction: Values, losses: Floats, curve: Sequence[LossBin]) -> tuple[LossSum, ...]:
-    """Losses in the stretches of prediction that `curve` has; one sum a stretch, also where no row lies in it.
+def losses_by_score_bin(prediction: Values, losses: Floats, curve: Sequence[LossBin]) -> tuple[LossSum, ...]:
+    """Losses by score bin, in the bins of `curve`; one sum a bin, also where no row lies in it.
 
     Args:
-        prediction: shape (n,); multiclass: the largest probability. Beyond the last stretch counts as the last.
+        prediction: shape (n,); multiclass: the largest probability. Beyond the last bin counts as the last.
         losses: shape (n,), of the same rows.
         curve: `loss_curve(...)` of the holdout.
 
@@ -260,12 +259,12 @@ def losses_by_place(prediction: Values, losses: Floats, curve: Sequence[LossBin]
     p, losses = _aligned(prediction, losses)
     if not curve:
         return ()
-    place = np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], p, side="left"), len(curve) - 1)
-    return tuple(loss_sum(losses[place == number]) for number in range(len(curve)))
+    bin_of_row = np.minimum(np.searchsorted([bin_.up_to for bin_ in curve], p, side="left"), len(curve) - 1)
+    return tuple(loss_sum(losses[bin_of_row == number]) for number in range(len(curve)))
 
 
-def _stretches(rising: Floats, bins: int) -> list[tuple[int, int]]:
-    """Start and stop of about equal stretches; equal values lie in one stretch."""
+def _equal_bins(rising: Floats, bins: int) -> list[tuple[int, int]]:
+    """Start and stop of bins of about equal rows; equal values lie in one bin."""
     if not len(rising):
         return []
     cuts = [int(np.searchsorted(rising, rising[len(rising) * i // bins])) for i in range(1, bins)]
@@ -285,18 +284,18 @@ def _need(table: pa.Table, columns: Sequence[str], what: str) -> None:
 
 def _keys(table: pa.Table, entity: Sequence[str], like: pa.Table | None = None) -> pa.Table:
     """The entity columns, without dictionaries, in the types of `like`."""
-    found = {}
+    columns = {}
     for name in entity:
         wanted = (like if like is not None else table).schema.field(name).type
         wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
         try:
-            found[name] = table[name].cast(wanted)
+            columns[name] = table[name].cast(wanted)
         except pa.ArrowInvalid as error:
             raise SchemaMismatch(
                 f"entity column {name!r} is {wanted} in predictions and {table[name].type} in labels ({error}). "
                 "Make both sources write one type."
             ) from error
-    return pa.table(found)
+    return pa.table(columns)
 
 
 def _refuse_null_labels(labels: pa.Table, entity: Sequence[str]) -> None:
@@ -323,8 +322,8 @@ def finite(prediction: Values) -> Floats:
 
 def cluster_sums(clusters: Values, values: Floats) -> Floats:
     """Sums by cluster, in the order of the clusters' names."""
-    _, place = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
-    return np.bincount(place, weights=values).astype(np.float64)
+    _, cluster_of_row = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    return np.bincount(cluster_of_row, weights=values).astype(np.float64)
 
 
 def _floats(values: Values, what: str) -> Floats:
@@ -380,9 +379,9 @@ def _multiclass(truth: Values, prediction: Values, classes: Sequence[str]) -> tu
         )
     _refuse_bad_predictions(p)
     _refuse_no_probability(p)
-    place = {name: index for index, name in enumerate(classes)}
+    column_of = {name: index for index, name in enumerate(classes)}
     hit = np.zeros(p.shape, dtype=np.bool_)
-    hit[np.arange(len(names)), [place[str(name)] for name in names]] = True
+    hit[np.arange(len(names)), [column_of[str(name)] for name in names]] = True
     return p, hit
 
 

@@ -1,25 +1,25 @@
 """The drift report for people. The only file that imports evidently.
 
 The verdict was reached on all rows; this page explains it on a bounded sample. Every figure of drift on it is the
-verdict's own: Evidently gets the score and the threshold of each column, so that page and verdict cannot disagree.
+verdict's own: Evidently gets the score of each column and the line of alarm (1), so page and verdict cannot disagree.
 """
 
 from __future__ import annotations
 
-import html
 import warnings
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.records import Decision, Json, Verdict
-from perennial.specs import ModelSpec
+from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: The name under which Evidently finds the verdict's scores.
-_METHOD = "perennial_psi"
+_METHOD = "perennial_score"
 _COLOURS = {Verdict.STABLE: "#1a7f37", Verdict.DRIFTED: "#bc4c00"}
 _UNDECIDED = "#57606a"
 
@@ -41,7 +41,7 @@ def drift_report(
         reference: rows that the batch is compared with: features, and `prediction` where there is one.
         current: rows of the batch, same columns.
         spec: says which columns are numeric and which categorical.
-        decision: of the drift rule; `statistics["columns"]` has psi, threshold and drifted by column.
+        decision: of the drift rule; `statistics["columns"]` has score and drifted by column.
         rows: the most rows of each side that are drawn (evenly at random by `seed`).
         seed: the same seed and rows give the same sample.
         title: stands above the verdict.
@@ -86,12 +86,12 @@ def _evidently(
         from evidently.presets import DataDriftPreset
 
         def verdict_of(_reference: pd.Series, current: pd.Series, _kind: Any, _threshold: float) -> tuple[float, bool]:
-            found = judged[str(current.name)]
-            return float(found["psi"]), bool(found["drifted"])
+            verdict = judged[str(current.name)]
+            return float(verdict["score"]), bool(verdict["drifted"])
 
         method = StatTest(
             name=_METHOD,
-            display_name="PSI on all rows (the verdict's own)",
+            display_name="distance over the line of alarm, on all rows (the verdict's own)",
             allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
         )
         register_stattest(method, verdict_of)
@@ -108,7 +108,7 @@ def _evidently(
         drift = DataDriftPreset(
             columns=[*judged],
             method=_METHOD,
-            per_column_threshold={name: float(found["threshold"]) for name, found in judged.items()},
+            per_column_threshold=dict.fromkeys(judged, 1.0),
             # as in the verdict, one drifted column is enough
             drift_share=1 / len(judged),
         )
@@ -129,34 +129,36 @@ def _head(
     sampled: tuple[int, ...],
     left_out: set[str],
 ) -> str:
-    say = html.escape
     colour = _COLOURS.get(decision.verdict, _UNDECIDED)
-    reasons = "".join(f"<li>{say(reason)}</li>" for reason in decision.reasons)
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in decision.reasons)
+    training: dict[str, float] = decision.statistics.get("training_psi", {})
     lines = "".join(
-        f"<tr{' style=font-weight:bold' if found['drifted'] else ''}><td>{say(name)}</td>"
-        f"<td>{found['psi']:.4f}</td><td>{found['threshold']:.4f}</td>"
-        f"<td>{'drifted' if found['drifted'] else 'stable'}</td></tr>"
-        for name, found in sorted(judged.items(), key=lambda item: -item[1]["psi"] / (item[1]["threshold"] or 1))
+        f"<tr{' style=font-weight:bold' if column['drifted'] else ''}><td>{escape(name)}</td>"
+        f"<td>{column['score']:.2f}</td><td>{escape(column['by']['kind']) if column['by'] else ''}</td>"
+        f"<td>{f'{training[name]:.4f}' if name in training else ''}</td>"
+        f"<td>{'drifted' if column['drifted'] else 'stable'}</td></tr>"
+        for name, column in sorted(judged.items(), key=lambda item: (-item[1]["score"], item[0]))
     )
     table = (
-        "<table cellpadding=4><tr><th align=left>column<th align=left>PSI<th align=left>threshold<th></tr>"
-        f"{lines}</table>"
+        "<table cellpadding=4><tr><th align=left>column<th align=left>distance, 1 is the line of alarm<th align=left>by"
+        f"<th align=left>PSI from the training rows<th></tr>{lines}</table>"
         if lines
         else ""
     )
-    note = f" Not drawn, for want of values: {say(', '.join(sorted(left_out)))}." if left_out else ""
+    note = f" Not drawn, for want of values: {escape(', '.join(sorted(left_out)))}." if left_out else ""
     linked = " · ".join(
-        f'<a href="{say(address)}">{say(text)}</a>'
+        f'<a href="{escape(address)}">{escape(text)}</a>'
         if address.startswith(("http://", "https://", "/", "./", "../"))
-        else f"{say(text)} {say(address)}"
+        else f"{escape(text)} {escape(address)}"
         for text, address in links.items()
     )
     return (
         "<section style='font-family:sans-serif;margin:1.5em;padding:1em 1.5em;"
-        f"border-left:8px solid {colour};background:#f6f8fa'><h1 style='font-size:1.3em'>{say(title)}</h1>"
-        f"<p style='font-size:1.5em;color:{colour};margin:.3em 0'><b>{say(str(decision.verdict))}</b></p>"
-        f"<ul>{reasons}</ul>{table}<p>Rule {say(decision.rule)} {say(decision.rule_version)}, alpha {decision.alpha:g} "
-        f"a batch over all columns; model {say(spec.name)}, owner {say(spec.owner)}. The verdict was reached on all "
-        f"rows. The pictures below show {sampled[0]:,} reference rows and {sampled[1]:,} rows of the batch."
+        f"border-left:8px solid {colour};background:#f6f8fa'><h1 style='font-size:1.3em'>{escape(title)}</h1>"
+        f"<p style='font-size:1.5em;color:{colour};margin:.3em 0'><b>{escape(str(decision.verdict))}</b></p>"
+        f"<ul>{reasons}</ul>{table}<p>Rule {escape(decision.rule)} {escape(decision.rule_version)}, "
+        f"alpha {decision.alpha:g} a batch over all columns; model {escape(spec.name)}, owner {escape(spec.owner)}. "
+        "The verdict was reached on all rows. The pictures below show "
+        f"{sampled[0]:,} reference rows and {sampled[1]:,} rows of the batch."
         f"{note}</p><p>{linked}</p></section>"
     )

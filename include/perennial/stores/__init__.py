@@ -1,1 +1,1 @@
-"""The memory: ports and adapters."""
+"""The lake, the ledger and the registry: ports, adapters and fakes."""

@@ -8,22 +8,24 @@ another place if that must be ruled out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC
+from typing import Unpack
 
 from perennial.errors import LedgerError, LedgerTampered
-from perennial.records import Deployment, Json, LedgerEntry, RunLink, canonical, digest, to_json
+from perennial.records import Deployment, LedgerEntry, canonical, digest, to_json
+from perennial.stores.ports import NewEntry
 
 #: `previous` of a chain's first entry
 GENESIS = "0" * 64
 #: digits of the hash that make the id: 64 bits, no collision within any ledger's life
-_ID_DIGITS = 16
+ID_DIGITS = 16
 
 
 @dataclass(frozen=True)
 class Head:
-    """The newest entry's place and hash, kept apart from the entries so that a dropped tail is found."""
+    """The newest entry's seq and hash, kept apart from the entries so that a dropped tail is seen."""
 
     seq: int
     hash: str
@@ -31,60 +33,54 @@ class Head:
 
 def entry_id(hash_: str) -> str:
     """The id of the entry with this hash."""
-    return hash_[:_ID_DIGITS]
+    return hash_[:ID_DIGITS]
 
 
 def hash_entry(entry: LedgerEntry) -> str:
     """SHA-256 over the canonical JSON of everything in the entry but `id` and `hash`, hex."""
-    data = to_json(entry)
+    # the body is plain JSON already, and by far the largest part
+    data = to_json(replace(entry, body={})) | {"body": entry.body}
     del data["id"], data["hash"]
     return digest(data)
 
 
-def seal(
-    head: Head,
-    *,
-    model: str,
-    kind: str,
-    subject: str,
-    verdict: str,
-    as_of: datetime,
-    body: Mapping[str, Json],
-    run: RunLink,
-    key: str | None,
-    deployment: Deployment | None = None,
-) -> LedgerEntry:
+def seal(head: Head, *, model: str, deployment: Deployment | None = None, **entry: Unpack[NewEntry]) -> LedgerEntry:
     """The entry that follows `head`, with its hash and id; the time in UTC, the body as plain JSON values.
+
+    Args:
+        head: the chain's newest entry.
+        model: whose chain.
+        deployment: what the same transaction writes.
+        entry: what the caller says.
 
     Raises:
         LedgerError: the time is naive, or the body is not JSON (NaN, infinity, an object).
     """
+    about, as_of = f"entry about {entry['subject']!r} of {model!r}", entry["as_of"]
     if as_of.tzinfo is None:
-        raise LedgerError(f"entry about {subject!r} of {model!r}: as_of {as_of.isoformat()} is naive. Pass a zone.")
+        raise LedgerError(f"{about}: as_of {as_of.isoformat()} is naive. Pass a zone.")
     try:
-        plain = json.loads(canonical(dict(body)))
-        entry = LedgerEntry(
+        unsealed = LedgerEntry(
             seq=head.seq + 1,
             id="",
             model=model,
-            kind=kind,
-            subject=subject,
-            verdict=str(verdict),
+            kind=entry["kind"],
+            subject=entry["subject"],
+            verdict=str(entry["verdict"]),
             as_of=as_of.astimezone(UTC),
-            body=plain,
-            run=run,
+            body=json.loads(canonical(dict(entry["body"]))),
+            run=entry["run"],
             previous=head.hash,
             hash="",
-            key=key,
+            key=entry.get("key"),
             deployment=deployment,
         )
-        sealed = hash_entry(entry)
+        sealed = hash_entry(unsealed)
     except (TypeError, ValueError) as error:
         raise LedgerError(
-            f"{kind} entry about {subject!r} of {model!r} is not JSON: {error}. "
-            "Pass records through `to_json`, and no NaN or infinity."
+            f"{entry['kind']} {about} is not JSON: {error}. Pass records through `to_json`, and no NaN or infinity."
         ) from error
-    return replace(entry, id=entry_id(sealed), hash=sealed)
+    return replace(unsealed, id=entry_id(sealed), hash=sealed)
 
 
 def check_chain(
@@ -105,11 +101,11 @@ def check_chain(
     for entry in entries:
         if entry.seq != before.seq + 1:
             raise LedgerTampered(_dropped(model, before.seq + 1, entry.seq - 1, entry.previous))
-        found = hash_entry(entry)
-        if found != entry.hash or entry.id != entry_id(entry.hash):
-            place = _rightful_place(entry, len(entries))
-            what = f"was reordered: it was written as seq {place}" if place else "was edited"
-            raise LedgerTampered(_names(model, entry, f"{what}; its content hashes to {found}, recorded {entry.hash}"))
+        actual = hash_entry(entry)
+        if actual != entry.hash or entry.id != entry_id(entry.hash):
+            original = _original_seq(entry, len(entries))
+            what = f"was reordered: it was written as seq {original}" if original else "was edited"
+            raise LedgerTampered(_names(model, entry, f"{what}; its content hashes to {actual}, recorded {entry.hash}"))
         if entry.previous != before.hash:
             earlier = entries[before.seq - 1] if before.seq else entry
             raise LedgerTampered(
@@ -157,7 +153,7 @@ def _check_deployments(model: str, entries: Sequence[LedgerEntry], deployments: 
         )
 
 
-def _rightful_place(entry: LedgerEntry, length: int) -> int | None:
+def _original_seq(entry: LedgerEntry, length: int) -> int | None:
     """Another seq under which the entry's content has the recorded hash; None where there is none."""
     return next(
         (n for n in range(1, length + 2) if n != entry.seq and hash_entry(replace(entry, seq=n)) == entry.hash), None

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from perennial.errors import LakeError
 from perennial.stores.ports import Commit, Table
-from perennial.stores.schemas import fit_batches, fit_schema, refuse_strays, scan_schema
+from perennial.stores.schemas import fit_batches, fit_schema, refuse_other_partitions, scan_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,10 +94,10 @@ class DeltaLake:
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
         except DeltaError:
-            made = self._load(table, model)
-            if made is None:
+            existing = self._load(table, model)
+            if existing is None:
                 raise
-            return made
+            return existing
 
     def _commit(
         self,
@@ -164,17 +164,17 @@ class DeltaLake:
         import pyarrow.dataset as ds
 
         with self._explained(table, model, "scan"):
-            found = None if version == -1 else self._load(table, model, version)
-            if found is None:
+            source = None if version == -1 else self._load(table, model, version)
+            if source is None:
                 return pa.RecordBatchReader.from_batches(pa.schema([]), [])
-            features = set(found.protocol().reader_features or ()) - _READABLE
+            features = set(source.protocol().reader_features or ()) - _READABLE
             if features:
                 raise LakeError(
                     f"table '{table}' of {model!r} at {self.uri(table, model)} uses Delta features {sorted(features)}, "
                     f"known are {sorted(_READABLE)}. Rewrite it without them."
                 )
-            has = _arrow_schema(found)
-            schema = scan_schema(table, model, has, columns, categorical)
+            stored = _arrow_schema(source)
+            schema = scan_schema(table, model, stored, columns, categorical)
             encoded = [f.name for f in schema if pa.types.is_dictionary(f.type) and f.name != "partition"]
             form = ds.ParquetFileFormat(
                 read_options=ds.ParquetReadOptions(dictionary_columns=encoded),
@@ -184,10 +184,10 @@ class DeltaLake:
             system = self._filesystem(table, model)
             fragments = [
                 form.make_fragment(file.path, system, partition_expression=ds.field("partition") == file.partition)
-                for file in self._files(table, model, found)
+                for file in self._files(table, model, source)
                 if (since is None or file.partition >= since) and (before is None or file.partition < before)
             ]
-            dictionaries = pa.schema([schema.field(f.name) if f.name in encoded else f for f in has])
+            dictionaries = pa.schema([schema.field(f.name) if f.name in encoded else f for f in stored])
             rows = ds.FileSystemDataset(fragments, dictionaries, form, system)
             batches = rows.scanner(
                 columns=schema.names, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
@@ -205,15 +205,15 @@ class DeltaLake:
     def version(self, table: Table, model: str) -> int:
         """The newest version; -1 where the table does not exist."""
         with self._explained(table, model, "version"):
-            found = self._load(table, model)
-            return -1 if found is None else int(found.version())
+            source = self._load(table, model)
+            return -1 if source is None else int(source.version())
 
     def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
         """Rows per partition key, from the log; see `ports.Lake.partitions`."""
         with self._explained(table, model, "partitions"):
-            found = None if version == -1 else self._load(table, model, version)
+            source = None if version == -1 else self._load(table, model, version)
             rows: dict[str, int] = {}
-            for file in self._files(table, model, found) if found is not None else ():
+            for file in self._files(table, model, source) if source is not None else ():
                 rows[file.partition] = rows.get(file.partition, 0) + file.rows
             return rows
 
@@ -234,11 +234,11 @@ class DeltaLake:
                 raise
             return None
 
-    def _files(self, table: Table, model: str, found: DeltaTable) -> list[_File]:
+    def _files(self, table: Table, model: str, source: DeltaTable) -> list[_File]:
         """The table's files by partition, then in the order they were written."""
         import pyarrow as pa
 
-        actions = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+        actions = pa.table(source.get_add_actions(flatten=True)).to_pylist()
         uncounted = [action["path"] for action in actions if action["num_records"] is None]
         if uncounted:
             raise LakeError(
@@ -278,8 +278,8 @@ class DeltaLake:
         )
 
     @contextmanager
-    def _explained(self, table: Table, model: str, deed: str) -> Iterator[None]:
-        """Foreign errors become a LakeError that names the table and its place."""
+    def _explained(self, table: Table, model: str, operation: str) -> Iterator[None]:
+        """Foreign errors become a LakeError that names the table and its address."""
         import pyarrow as pa
         from deltalake.exceptions import DeltaError
 
@@ -287,7 +287,7 @@ class DeltaLake:
             yield
         except (DeltaError, pa.ArrowException, OSError) as error:
             raise LakeError(
-                f"{deed} on table '{table}' of {model!r} at {self.uri(table, model)}: {error}. "
+                f"{operation} on table '{table}' of {model!r} at {self.uri(table, model)}: {error}. "
                 "Check that the place exists, can be read and written, and that no file of it is damaged."
             ) from error
 
@@ -341,7 +341,7 @@ def _of_partition(
     import pyarrow.compute as pc
 
     for batch in batches:
-        refuse_strays(table, model, partition, pc.unique(batch["partition"]).to_pylist())
+        refuse_other_partitions(table, model, partition, pc.unique(batch["partition"]).to_pylist())
         yield batch
 
 
@@ -366,7 +366,7 @@ def _unspooled(spool: Path) -> Iterator[pa.RecordBatchReader]:
         yield reader
 
 
-def _arrow_schema(found: DeltaTable) -> pa.Schema:
+def _arrow_schema(table: DeltaTable) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema(found.schema().to_arrow())
+    return pa.schema(table.schema().to_arrow())

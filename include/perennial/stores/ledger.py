@@ -1,129 +1,30 @@
-"""The ledger on SQL: SQLite by default, PostgreSQL where a team outgrows it. Same tables, same code.
+"""The ledger on SQL. See `database.py` for its tables.
 
 One writer at a time appends to a chain: SQLite begins every write with the database's write lock (BEGIN IMMEDIATE),
-PostgreSQL locks the row of the chain's head. Everything that is hashed is stored as text (times as UTC ISO, bodies as
-canonical JSON), so that it comes back byte for byte on both.
+PostgreSQL locks the row of the chain's head.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from math import isfinite
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.errors import DeploymentConflict, EvidenceError, LedgerError, LedgerTampered
-from perennial.records import Deployment, Json, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
-from perennial.stores.chain import GENESIS, Head, check_chain, seal
+from perennial.records import Deployment, EntryHead, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
+from perennial.stores.chain import GENESIS, ID_DIGITS, Head, check_chain, seal
+from perennial.stores.database import chain_heads, decisions, deployments, leases, measurements, unreachable
+from perennial.stores.ports import NewEntry
 
-#: the newest migration in `migrations/versions`; a database at it is not touched by `upgrade`
-REVISION = "0001"
-#: Alembic's own table; named so that it never meets another program's `alembic_version`
-VERSION_TABLE = "ledger_version"
-#: seconds a writer waits for another one; a write takes milliseconds, so only a stuck process is ever reported
-_WAIT_SECONDS = 60
-#: PostgreSQL advisory lock that one `upgrade` at a time holds; any fixed number that no other program uses
-_UPGRADE_LOCK = 7_305_114_642
-
-metadata = sa.MetaData()
-
-decisions = sa.Table(
-    "decisions",
-    metadata,
-    sa.Column("position", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("id", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("subject", sa.Text, nullable=False),
-    sa.Column("verdict", sa.Text, nullable=False),
-    sa.Column("as_of", sa.Text, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("run", sa.Text, nullable=False),
-    sa.Column("key", sa.Text),
-    sa.Column("deployment", sa.Text),
-    sa.Column("previous", sa.Text, nullable=False),
-    sa.Column("hash", sa.Text, nullable=False),
-    sa.UniqueConstraint("model", "seq", name="decisions_model_seq"),
-    sa.UniqueConstraint("model", "key", name="decisions_model_key"),
-    sa.UniqueConstraint("id", name="decisions_id"),
-    sa.Index("decisions_model_kind", "model", "kind", "seq"),
-)
-
-chain_heads = sa.Table(
-    "chain_heads",
-    metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("hash", sa.Text, nullable=False),
-)
-
-deployments = sa.Table(
-    "deployments",
-    metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("champion", sa.Text, nullable=False),
-    sa.Column("challenger", sa.Text),
-    sa.Column("split", sa.Double, nullable=False),
-    sa.Column("strategy", sa.Text, nullable=False),
-    sa.Column("stage", sa.Integer, nullable=False),
-    sa.Column("salt", sa.Text, nullable=False),
-    sa.Column("rollout_id", sa.Text),
-    sa.Column("since", sa.Text),
-)
-
-measurements = sa.Table(
-    "measurements",
-    metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("partition", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("version", sa.Text, primary_key=True),
-    sa.Column("slice", sa.Text, primary_key=True),
-    sa.Column("as_of", sa.Text, primary_key=True),
-    sa.Column("value", sa.Double, nullable=False),
-    sa.Column("rows", sa.BigInteger, nullable=False),
-)
-
-leases = sa.Table(
-    "leases",
-    metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("purpose", sa.Text, primary_key=True),
-    sa.Column("holder", sa.Text, nullable=False),
-    sa.Column("as_of", sa.Text, nullable=False),
-)
-
-
-def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
-    """An engine whose transactions are real ones on SQLite too; `options` go to SQLAlchemy."""
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True, **options)
-    engine = sa.create_engine(parsed, connect_args={"timeout": _WAIT_SECONDS, "check_same_thread": False}, **options)
-
-    @sa.event.listens_for(engine, "connect")
-    def _own_transactions(connection: Any, _record: object) -> None:
-        # the driver would begin late and without a lock; "begin" below does it instead
-        connection.isolation_level = None
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+#: what is read of a measurement: what names it, then what was measured
+_MEASURED = tuple(measurements.c[name] for name in ("partition", "name", "version", "slice", "value", "rows", "as_of"))
 
 
 class SqlLedger:
@@ -139,7 +40,7 @@ class SqlLedger:
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     def close(self) -> None:
-        """Give the connections back; the next call opens new ones (a ledger in memory is empty then)."""
+        """Close the connections; see `ports.Ledger.close`."""
         self._engine.dispose()
 
     @contextmanager
@@ -148,67 +49,88 @@ class SqlLedger:
             with engine.begin() as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            raise LedgerError(_unreachable(self._engine.url, error)) from error
+            raise LedgerError(unreachable(self._engine.url, error)) from error
 
     # --- entries -----------------------------------------------------------------------------------------------
 
-    def append(
-        self,
-        *,
-        model: str,
-        kind: str,
-        subject: str,
-        verdict: str,
-        as_of: datetime,
-        body: Mapping[str, Json],
-        run: RunLink,
-        key: str | None = None,
-    ) -> LedgerEntry:
+    def append(self, *, model: str, **entry: Unpack[NewEntry]) -> LedgerEntry:
         """Add one entry; see `ports.Ledger.append`."""
         with self._open(self._writer) as connection:
             head = self._lock(connection, model)
-            if found := self._by_key(connection, model, key):
-                return found
-            entry = seal(
-                head,
-                model=model,
-                kind=kind,
-                subject=subject,
-                verdict=verdict,
-                as_of=as_of,
-                body=body,
-                run=run,
-                key=key,
-            )
-            self._write(connection, entry)
-            return entry
+            if earlier := self._by_key(connection, model, entry.get("key")):
+                return earlier
+            sealed = seal(head, model=model, **entry)
+            self._write(connection, sealed)
+            return sealed
 
     def entries(
         self,
         model: str | None = None,
         *,
-        kind: str | None = None,
+        kind: str | Collection[str] | None = None,
         subject: str | None = None,
+        verdict: Collection[str] | None = None,
+        since: int | None = None,
         newest: int | None = None,
     ) -> tuple[LedgerEntry, ...]:
         """Entries in chain order, all models' in order of arrival; see `ports.Ledger.entries`."""
-        query = sa.select(decisions)
-        for column, wanted in ((decisions.c.model, model), (decisions.c.kind, kind), (decisions.c.subject, subject)):
-            if wanted is not None:
-                query = query.where(column == wanted)
+        query = _of_kind(sa.select(decisions), kind)
+        for column, value in ((decisions.c.model, model), (decisions.c.subject, subject)):
+            if value is not None:
+                query = query.where(column == value)
+        if verdict is not None:
+            query = query.where(decisions.c.verdict.in_(sorted(verdict)))
+        if since is not None:
+            query = query.where(decisions.c.seq >= since)
         query = query.order_by((decisions.c.position if model is None else decisions.c.seq).desc()).limit(newest)
         with self._open(self._reader) as connection:
             rows = connection.execute(query).all()
         return tuple(_entry(row) for row in reversed(rows))
 
+    def heads(
+        self,
+        model: str,
+        *,
+        kind: str | Collection[str],
+        verdict: Collection[str] | None = None,
+        since: str | None = None,
+        known_by: datetime | None = None,
+    ) -> tuple[EntryHead, ...]:
+        """Entries without their bodies; see `ports.Ledger.heads`."""
+        table = decisions.c
+        named = (table.seq, table.id, table.kind, table.subject, table.verdict, table.as_of)
+        query = _of_kind(sa.select(*named), kind).where(table.model == model)
+        if verdict is not None:
+            query = query.where(table.verdict.in_(sorted(verdict)))
+        if since is not None:
+            query = query.where(table.subject >= since)
+        if known_by is not None:
+            query = query.where(table.as_of <= _text(known_by))
+        with self._open(self._reader) as connection:
+            rows = connection.execute(query.order_by(table.seq)).all()
+        return tuple(
+            EntryHead(row.seq, row.id, row.kind, row.subject, row.verdict, datetime.fromisoformat(row.as_of))
+            for row in rows
+        )
+
+    def newest_moment(self, model: str, *, kind: str) -> datetime | None:
+        """The largest `as_of` of a kind; see `ports.Ledger.newest_moment`."""
+        table = decisions.c
+        query = sa.select(sa.func.max(table.as_of)).where(table.model == model, table.kind == kind)
+        with self._open(self._reader) as connection:
+            newest = connection.execute(query).scalar_one()
+        return None if newest is None else datetime.fromisoformat(newest)
+
     def entry(self, entry_id: str) -> LedgerEntry:
         """One entry by id or unambiguous start of it; see `ports.Ledger.entry`."""
-        query = sa.select(decisions).where(sa.func.substr(decisions.c.id, 1, len(entry_id)) == entry_id).limit(3)
+        whole = len(entry_id) == ID_DIGITS
+        named = decisions.c.id if whole else sa.func.substr(decisions.c.id, 1, len(entry_id))
+        query = sa.select(decisions).where(named == entry_id).limit(3)
         with self._open(self._reader) as connection:
             rows = connection.execute(query).all() if entry_id else []
         if not rows:
             raise LedgerError(
-                f"no ledger entry has an id that starts with {entry_id!r}. List them: `perennial ledger`."
+                f"no ledger entry has an id that starts with {entry_id!r}. List them: `perennial ledger list`."
             )
         if len(rows) > 1:
             raise LedgerError(f"id {entry_id!r} fits {[row.id for row in rows]} and maybe more. Write more of it.")
@@ -216,8 +138,8 @@ class SqlLedger:
 
     def _lock(self, connection: sa.Connection, model: str) -> Head:
         """The chain's head, locked until the transaction ends (SQLite: the database is locked already)."""
-        first = self._insert(chain_heads).values(model=model, seq=0, hash=GENESIS).on_conflict_do_nothing()
-        connection.execute(first)
+        genesis = self._insert(chain_heads).values(model=model, seq=0, hash=GENESIS).on_conflict_do_nothing()
+        connection.execute(genesis)
         query = sa.select(chain_heads).where(chain_heads.c.model == model).with_for_update()
         row = connection.execute(query).one()
         return Head(row.seq, row.hash)
@@ -248,68 +170,47 @@ class SqlLedger:
     def deployment(self, model: str) -> Deployment | None:
         """Who serves now; see `ports.Ledger.deployment`."""
         with self._open(self._reader) as connection:
-            return _newest(connection, model)
+            return _newest_revision(connection, model)
 
     def deployments(self, model: str) -> tuple[Deployment, ...]:
         """All revisions, oldest first; see `ports.Ledger.deployments`."""
         with self._open(self._reader) as connection:
             return _revisions(connection, model)
 
-    def deploy(
-        self,
-        after: Deployment,
-        *,
-        kind: str,
-        subject: str,
-        verdict: str,
-        as_of: datetime,
-        body: Mapping[str, Json],
-        run: RunLink,
-        key: str | None = None,
-    ) -> LedgerEntry:
+    def deploy(self, after: Deployment, **entry: Unpack[NewEntry]) -> LedgerEntry:
         """Compare-and-set with its entry in one transaction; the first revision is 1. See `ports.Ledger.deploy`."""
         with self._open(self._writer) as connection:
             head = self._lock(connection, after.model)
-            if found := self._by_key(connection, after.model, key):
-                return found
-            before = _newest(connection, after.model)
+            if earlier := self._by_key(connection, after.model, entry.get("key")):
+                return earlier
+            before = _newest_revision(connection, after.model)
             if (before.revision if before else 0) != after.revision - 1:
                 raise DeploymentConflict(
                     f"deployment of {after.model!r}: revision {after.revision} must follow {after.revision - 1}. "
                     f"Found: {before}. Wanted: {after}. Read the deployment again and decide anew."
                 )
-            entry = seal(
-                head,
-                model=after.model,
-                kind=kind,
-                subject=subject,
-                verdict=verdict,
-                as_of=as_of,
-                body=body,
-                run=run,
-                key=key,
-                deployment=after,
-            )
-            self._write(connection, entry)
+            sealed = seal(head, model=after.model, deployment=after, **entry)
+            self._write(connection, sealed)
             connection.execute(sa.insert(deployments).values(asdict(after)))
-            return entry
+            return sealed
 
     # --- measurements ------------------------------------------------------------------------------------------
 
-    def measure(self, found: Iterable[Measurement]) -> None:
+    def measure(self, numbers: Iterable[Measurement]) -> None:
         """Store numbers; see `ports.Ledger.measure`.
 
         Raises:
             EvidenceError: a value is NaN or infinite, or a count is negative.
         """
         rows: dict[tuple[str, ...], dict[str, Any]] = {}
-        for one in found:
-            if not isfinite(one.value) or one.rows < 0:
+        for number in numbers:
+            if not isfinite(number.value) or number.rows < 0:
                 raise EvidenceError(
-                    f"measurement {one.name!r} of {one.model!r}, partition {one.partition}: {one.value} on {one.rows} "
-                    "rows cannot be judged. Leave out what could not be measured."
+                    f"measurement {number.name!r} of {number.model!r}, partition {number.partition}: {number.value} on "
+                    f"{number.rows} rows cannot be judged. Leave out what could not be measured."
                 )
-            row = {**asdict(one), "value": float(one.value), "rows": int(one.rows), "as_of": _text(one.as_of)}
+            values = {"value": float(number.value), "rows": int(number.rows), "as_of": _text(number.as_of)}
+            row = {**asdict(number), **values}
             rows[tuple(row[column.name] for column in measurements.primary_key)] = row
         if not rows:
             return
@@ -322,19 +223,37 @@ class SqlLedger:
             connection.execute(upsert, list(rows.values()))
 
     def measurements(
-        self, model: str, *, name: str | None = None, version: str | None = None, partition: str | None = None
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        partition: str | None = None,
+        since: str | None = None,
     ) -> tuple[Measurement, ...]:
         """Newest `as_of` of each; see `ports.Ledger.measurements`."""
         table = measurements.c
-        query = sa.select(measurements).where(table.model == model).order_by(table.as_of)
-        for column, wanted in ((table.name, name), (table.version, version), (table.partition, partition)):
-            if wanted is not None:
-                query = query.where(column == wanted)
+        query = sa.select(*_MEASURED).where(table.model == model).order_by(table.as_of)
+        for column, value in ((table.name, name), (table.version, version), (table.partition, partition)):
+            if value is not None:
+                query = query.where(column == value)
+        if since is not None:
+            query = query.where(table.partition >= since)
         with self._open(self._reader) as connection:
-            rows = connection.execute(query).mappings().all()
-        newest = {(row["partition"], row["name"], row["version"], row["slice"]): row for row in rows}
+            rows = connection.execute(query).all()
+        newest = {row[:4]: row[4:] for row in rows}
         return tuple(
-            Measurement(**{**row, "as_of": datetime.fromisoformat(row["as_of"])}) for _, row in sorted(newest.items())
+            Measurement(
+                model=model,
+                partition=key[0],
+                name=key[1],
+                version=key[2],
+                slice=key[3],
+                value=value,
+                rows=count,
+                as_of=datetime.fromisoformat(as_of),
+            )
+            for key, (value, count, as_of) in sorted(newest.items())
         )
 
     # --- leases ------------------------------------------------------------------------------------------------
@@ -347,8 +266,8 @@ class SqlLedger:
             index_elements=list(leases.primary_key), set_={"holder": leases.c.holder}
         ).returning(leases.c.holder)
         with self._open(self._writer) as connection:
-            has: str = connection.execute(kept).scalar_one()
-            return has == holder
+            current: str = connection.execute(kept).scalar_one()
+            return current == holder
 
     def release(self, model: str, purpose: str, holder: str) -> None:
         """Give the lease back; see `ports.Ledger.release`."""
@@ -369,20 +288,26 @@ class SqlLedger:
         with self._open(self._reader) as connection:
             named = sa.union(*(sa.select(t.c.model) for t in (decisions, chain_heads, deployments)))
             models = sorted(connection.execute(named).scalars()) if model is None else [model]
-            return sum(self._verify_one(connection, each) for each in models)
+            return sum(self._verify_chain(connection, chain) for chain in models)
 
-    def _verify_one(self, connection: sa.Connection, model: str) -> int:
-        chain = sa.select(decisions).where(decisions.c.model == model).order_by(decisions.c.seq)
+    def _verify_chain(self, connection: sa.Connection, model: str) -> int:
+        entries = sa.select(decisions).where(decisions.c.model == model).order_by(decisions.c.seq)
         head = connection.execute(sa.select(chain_heads).where(chain_heads.c.model == model)).one_or_none()
         return check_chain(
             model,
-            [_entry(row) for row in connection.execute(chain)],
+            [_entry(row) for row in connection.execute(entries)],
             None if head is None else Head(head.seq, head.hash),
             _revisions(connection, model),
         )
 
 
-def _newest(connection: sa.Connection, model: str) -> Deployment | None:
+def _of_kind(query: sa.Select[Any], kind: str | Collection[str] | None) -> sa.Select[Any]:
+    if kind is None:
+        return query
+    return query.where(decisions.c.kind == kind if isinstance(kind, str) else decisions.c.kind.in_(sorted(kind)))
+
+
+def _newest_revision(connection: sa.Connection, model: str) -> Deployment | None:
     query = sa.select(deployments).where(deployments.c.model == model).order_by(deployments.c.revision.desc()).limit(1)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else Deployment(**row)
@@ -422,77 +347,3 @@ def _text(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise LedgerError(f"time {moment.isoformat()} is naive. Pass a time with a zone.")
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _unreachable(url: sa.URL, error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    shown = url.render_as_string(hide_password=True)
-    return f"ledger {shown}: {cause}. Check that the database can be reached and that `upgrade` has run on it."
-
-
-# --- migrations ----------------------------------------------------------------------------------------------------
-
-# Alembic keeps the running migration in module globals, so threads of one process take turns
-_one_upgrade = threading.Lock()
-
-
-def upgrade(url: str) -> None:
-    """Bring the database to `REVISION`, creating it where SQLite has no file yet. Any number of processes may call it.
-
-    Raises:
-        LedgerError: the database cannot be reached, or a newer release has already migrated it.
-    """
-    engine = make_engine(url, poolclass=sa.NullPool)
-    try:
-        with _one_upgrade:
-            if _revision(engine) != REVISION:
-                _migrate(engine)
-    except sa.exc.SQLAlchemyError as error:
-        raise LedgerError(_unreachable(engine.url, error)) from error
-
-
-def _revision(engine: sa.Engine) -> str | None:
-    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
-        return None
-    with engine.connect() as connection:
-        if not sa.inspect(connection).has_table(VERSION_TABLE):
-            return None
-        return connection.execute(sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE))).scalar()
-
-
-def _migrate(engine: sa.Engine) -> None:
-    # imported here: a database that is up to date never pays for it
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    if engine.dialect.name == "sqlite":
-        _write_ahead(engine)
-    config = Config()
-    config.set_main_option("script_location", "perennial.stores:migrations")
-    with engine.execution_options(writes=True).begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            raise LedgerError(
-                f"ledger {engine.url.render_as_string(hide_password=True)} cannot be upgraded to {REVISION}: {error}. "
-                "A newer release has used it; install that release."
-            ) from error
-
-
-def _write_ahead(engine: sa.Engine) -> None:
-    """SQLite: readers do not wait for the writer. The setting stays in the file."""
-    for left in reversed(range(_WAIT_SECONDS * 20)):
-        try:
-            with engine.connect() as connection:
-                # past SQLAlchemy, which would begin a transaction; SQLite does not wait for this lock by itself
-                connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or not left:
-                raise LedgerError(_unreachable(engine.url, error)) from error
-            time.sleep(0.05)
-        else:
-            return

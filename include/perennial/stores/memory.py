@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from perennial.errors import ArtifactMissing, LakeError, RegistryError
-from perennial.records import ModelVersion, Profile, PromotionEvidence, canonical, digest, to_json
-from perennial.stores.ledger import SqlLedger, make_engine, metadata
+from perennial.records import ModelVersion, MonitoringReference, Profile, PromotionEvidence, canonical, digest, to_json
+from perennial.stores.database import make_engine, metadata
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.ports import Commit, Stores, Table, TrainingRun
-from perennial.stores.schemas import fit_batches, fit_schema, refuse_strays, scan_schema
+from perennial.stores.schemas import fit_batches, fit_schema, refuse_other_partitions, scan_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,27 +56,27 @@ class MemoryLake:
     def append(self, table: Table, model: str, batches: pa.RecordBatchReader, *, transaction: str) -> Commit:
         """Add rows in one version; see `ports.Lake.append`."""
         with self._lock:
-            known = self._tables.get((table, model))
-            if known and (earlier := known.transactions.get(transaction)):
+            existing = self._tables.get((table, model))
+            if existing and (earlier := existing.transactions.get(transaction)):
                 return replace(earlier, wrote=False)
             schema, chunks = self._chunks(table, model, batches)
             rows = sum(chunk.num_rows for chunk in chunks.values())
-            known = self._table(table, model, schema)
-            before = known.versions[-1] if known.versions else {}
-            known.versions.append({**before, **{key: (*before.get(key, ()), one) for key, one in chunks.items()}})
-            known.transactions[transaction] = Commit(len(known.versions) - 1, rows, wrote=True)
-            return known.transactions[transaction]
+            target = self._table(table, model, schema)
+            before = target.versions[-1] if target.versions else {}
+            target.versions.append({**before, **{key: (*before.get(key, ()), chunk) for key, chunk in chunks.items()}})
+            target.transactions[transaction] = Commit(len(target.versions) - 1, rows, wrote=True)
+            return target.transactions[transaction]
 
     def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
         """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
         with self._lock:
             schema, chunks = self._chunks(table, model, batches)
             rows = sum(chunk.num_rows for chunk in chunks.values())
-            refuse_strays(table, model, partition, chunks)
-            known = self._table(table, model, schema)
-            others = {key: kept for key, kept in (known.versions or [{}])[-1].items() if key != partition}
-            known.versions.append({**others, **{key: (one,) for key, one in chunks.items()}})
-            return Commit(len(known.versions) - 1, rows, wrote=True)
+            refuse_other_partitions(table, model, partition, chunks)
+            target = self._table(table, model, schema)
+            others = {key: kept for key, kept in (target.versions or [{}])[-1].items() if key != partition}
+            target.versions.append({**others, **{key: (chunk,) for key, chunk in chunks.items()}})
+            return Commit(len(target.versions) - 1, rows, wrote=True)
 
     def scan(
         self,
@@ -92,33 +93,33 @@ class MemoryLake:
         """Stream rows by partition; see `ports.Lake.scan`."""
         import pyarrow as pa
 
-        known = self._tables.get((table, model))
-        if known is None or version == -1:
+        source = self._tables.get((table, model))
+        if source is None or version == -1:
             return pa.RecordBatchReader.from_batches(pa.schema([]), [])
-        schema = scan_schema(table, model, known.schema, columns, categorical)
-        at = self._at(table, model, version)
+        schema = scan_schema(table, model, source.schema, columns, categorical)
+        partitions = self._partitions(table, model, version)
 
         def stream() -> Iterator[pa.RecordBatch]:
-            for key in sorted(at):
+            for key in sorted(partitions):
                 if (since is None or key >= since) and (before is None or key < before):
-                    for chunk in at[key]:
+                    for chunk in partitions[key]:
                         yield from chunk.select(schema.names).cast(schema).to_batches(max_chunksize=batch_rows)
 
         return pa.RecordBatchReader.from_batches(schema, stream())
 
     def version(self, table: Table, model: str) -> int:
         """The newest version; -1 where the table does not exist."""
-        known = self._tables.get((table, model))
-        return len(known.versions) - 1 if known else -1
+        source = self._tables.get((table, model))
+        return len(source.versions) - 1 if source else -1
 
     def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
         """Rows per partition key."""
         if (table, model) not in self._tables or version == -1:
             return {}
-        at = self._at(table, model, version)
-        return {key: sum(chunk.num_rows for chunk in at[key]) for key in sorted(at)}
+        partitions = self._partitions(table, model, version)
+        return {key: sum(chunk.num_rows for chunk in partitions[key]) for key in sorted(partitions)}
 
-    def _at(self, table: Table, model: str, version: int | None) -> dict[str, tuple[pa.Table, ...]]:
+    def _partitions(self, table: Table, model: str, version: int | None) -> dict[str, tuple[pa.Table, ...]]:
         versions = self._tables[table, model].versions
         if version is not None and not 0 <= version < len(versions):
             raise LakeError(f"'{table}' of {model!r} has no version {version}; the newest is {len(versions) - 1}.")
@@ -132,13 +133,13 @@ class MemoryLake:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        known = self._tables.get((table, model))
-        schema = fit_schema(table, model, known.schema if known else None, batches.schema)
-        found = pa.Table.from_batches(fit_batches(table, model, schema, batches), schema)
-        keys = pc.unique(found["partition"]).to_pylist()
+        existing = self._tables.get((table, model))
+        schema = fit_schema(table, model, existing.schema if existing else None, batches.schema)
+        rows = pa.Table.from_batches(fit_batches(table, model, schema, batches), schema)
+        keys = pc.unique(rows["partition"]).to_pylist()
         if len(keys) == 1:
-            return schema, {keys[0]: found}
-        return schema, {key: found.filter(pc.equal(found["partition"], pa.scalar(key))) for key in keys}
+            return schema, {keys[0]: rows}
+        return schema, {key: rows.filter(pc.equal(rows["partition"], pa.scalar(key))) for key in keys}
 
 
 @dataclass
@@ -167,25 +168,25 @@ class MemoryRegistry:
 
     def register(self, model: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         """Make the run's model a version; see `ports.Registry.register`."""
-        if found := next((v for v in self.versions(model) if v.run_id == run_id), None):
-            return found
+        if earlier := next((v for v in self.versions(model) if v.run_id == run_id), None):
+            return earlier
         run = self._run(run_id).run
-        known = self._versions.setdefault(model, [])
-        known.append(
+        versions = self._versions.setdefault(model, [])
+        versions.append(
             ModelVersion(
                 model=model,
-                version=str(len(known) + 1),
+                version=str(len(versions) + 1),
                 run_id=run_id,
                 snapshot=run.snapshot,
                 artifact_digest=digest([run_id, canonical(run.metrics), to_json(run.snapshot)]),
                 holdout_loss=run.holdout_loss,
                 holdout_rows=run.holdout_rows,
-                holdout_error=run.holdout_error,
+                holdout_standard_error=run.holdout_standard_error,
                 label_mean=run.label_mean,
                 tags=dict(tags),
             )
         )
-        return known[-1]
+        return versions[-1]
 
     def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
@@ -193,10 +194,10 @@ class MemoryRegistry:
 
     def version(self, model: str, version: str) -> ModelVersion:
         """One version; see `ports.Registry.version`."""
-        known = {v.version: v for v in self.versions(model)}
-        if version not in known:
-            raise RegistryError(f"model {model!r} has no version {version!r}; it has {sorted(known, key=int)}.")
-        return known[version]
+        versions = {v.version: v for v in self.versions(model)}
+        if version not in versions:
+            raise RegistryError(f"model {model!r} has no version {version!r}; it has {sorted(versions, key=int)}.")
+        return versions[version]
 
     def versions(self, model: str) -> tuple[ModelVersion, ...]:
         """All versions, oldest first."""
@@ -213,8 +214,8 @@ class MemoryRegistry:
 
     def lose_artifact(self, model: str, version: str) -> None:
         """Drop the estimator and keep the version: what a cleaned bucket does to a real registry."""
-        one = self._run(self.version(model, version).run_id)
-        one.run = replace(one.run, estimator=None)
+        logged = self._run(self.version(model, version).run_id)
+        logged.run = replace(logged.run, estimator=None)
 
     def profile(self, model: str, version: str) -> Profile:
         """The reference profile of the version."""
@@ -222,10 +223,17 @@ class MemoryRegistry:
 
     def evidence(self, run_id: str) -> PromotionEvidence:
         """What the gate judges; see `ports.Registry.evidence`."""
-        found = self._run(run_id).run.evidence
-        if found is None:
+        evidence = self._run(run_id).run.evidence
+        if evidence is None:
             raise ArtifactMissing(f"run {run_id} has no evidence.json. It was logged without evidence; train again.")
-        return found
+        return evidence
+
+    def reference(self, run_id: str) -> MonitoringReference:
+        """What monitoring needs of the holdout; see `ports.Registry.reference`."""
+        kept = self._run(run_id).run.reference
+        if kept is None:
+            raise ArtifactMissing(f"run {run_id} has no monitoring_reference.json. Train again.")
+        return kept
 
     def aliases(self, model: str) -> dict[str, str]:
         """Alias -> version."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from perennial.specs import load_specs
+from perennial.spec import load_specs
+from perennial.stores.database import make_engine, upgrade
 from perennial.stores.lake import DeltaLake
-from perennial.stores.ledger import SqlLedger, make_engine, upgrade
+from perennial.stores.ledger import SqlLedger
 from perennial.stores.ports import Stores
 from perennial.stores.registry import MlflowRegistry
 
@@ -54,7 +55,7 @@ def _s3_options(settings: Settings) -> dict[str, str]:
     """The usual AWS_* variables, as deltalake takes them."""
     options = {name: value for name, value in settings.environment.items() if name.startswith("AWS_")}
     if options.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        # a plain address was written on purpose (MinIO, moto); deltalake wants to be told twice
+        # an address without TLS was written on purpose (MinIO, moto); deltalake asks for a second yes
         options.setdefault("AWS_ALLOW_HTTP", "true")
     return options
 

@@ -1,21 +1,24 @@
-"""What the loop asks of its memory. Adapters: lake.py, registry.py, ledger.py; shipped fakes: memory.py.
+"""What the loop asks of its stores. Adapters: lake.py, ledger.py, registry/; shipped fakes: memory.py.
 
-Every write can be made twice: the second call finds the first one's work and changes nothing.
+Every write can be made twice: the second call sees that the first has done the work, and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, Self, TypedDict, Unpack
 
 from perennial.records import (
     Deployment,
+    EntryHead,
     Json,
     LedgerEntry,
     Measurement,
     ModelVersion,
+    MonitoringReference,
     Profile,
     PromotionEvidence,
     RunLink,
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from perennial.specs import ModelSpec
+    from perennial.spec import ModelSpec
 
 Table = Literal["accepted", "quarantine", "labels", "predictions"]
 #: the single-flight lease of a model's retrain, held from the frozen snapshot to the refused gate or the opened rollout
@@ -86,33 +89,66 @@ class Lake(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class NewEntry(TypedDict):
+    """What a caller says of an entry about to be written; the chain adds number, hash and id."""
+
+    kind: str
+    #: what it is about: a partition key, an MLflow run, a rollout id
+    subject: str
+    verdict: str
+    as_of: datetime
+    body: Mapping[str, Json]
+    run: RunLink
+    #: where the model has an entry with this key, that one is returned and nothing is written
+    key: NotRequired[str | None]
+
+
+class Ledger(Hashable, Protocol):
     """The append-only, hash-chained record of decisions, one chain a model; the source of truth for deployments."""
 
-    def append(
-        self,
-        *,
-        model: str,
-        kind: str,
-        subject: str,
-        verdict: str,
-        as_of: datetime,
-        body: Mapping[str, Json],
-        run: RunLink,
-        key: str | None = None,
-    ) -> LedgerEntry:
-        """Add one entry. With `key`, an entry of this model with that key is returned instead of a second one."""
+    def __hash__(self) -> int:
+        """No two ledgers are equal: what was read of one is kept by the ledger that it is of."""
+        ...
+
+    def append(self, *, model: str, **entry: Unpack[NewEntry]) -> LedgerEntry:
+        """Add one entry to the model's chain."""
         ...
 
     def entries(
         self,
         model: str | None = None,
         *,
-        kind: str | None = None,
+        kind: str | Collection[str] | None = None,
         subject: str | None = None,
+        verdict: Collection[str] | None = None,
+        since: int | None = None,
         newest: int | None = None,
     ) -> tuple[LedgerEntry, ...]:
-        """Entries in chain order; `newest` keeps the last so many."""
+        """Entries in chain order: of one kind or several, with one of the verdicts, from number `since` on.
+
+        `newest` keeps the last so many. Ask for few: an entry holds all the evidence of its decision, and a ledger
+        grows with age.
+        """
+        ...
+
+    def heads(
+        self,
+        model: str,
+        *,
+        kind: str | Collection[str],
+        verdict: Collection[str] | None = None,
+        since: str | None = None,
+        known_by: datetime | None = None,
+    ) -> tuple[EntryHead, ...]:
+        """Entries without their bodies, in chain order.
+
+        Of the entries that have one of the verdicts, whose subject is a partition key from `since` on, and whose
+        `as_of` is at most `known_by`.
+        """
+        ...
+
+    def newest_moment(self, model: str, *, kind: str) -> datetime | None:
+        """The largest `as_of` of the entries of a kind; None: there are none."""
         ...
 
     def entry(self, entry_id: str) -> LedgerEntry:
@@ -131,21 +167,8 @@ class Ledger(Protocol):
         """All revisions, oldest first."""
         ...
 
-    def deploy(
-        self,
-        after: Deployment,
-        *,
-        kind: str,
-        subject: str,
-        verdict: str,
-        as_of: datetime,
-        body: Mapping[str, Json],
-        run: RunLink,
-        key: str | None = None,
-    ) -> LedgerEntry:
+    def deploy(self, after: Deployment, **entry: Unpack[NewEntry]) -> LedgerEntry:
         """Compare-and-set: write revision `after.revision` and its ledger entry in one transaction.
-
-        With `key`: where an entry with that key exists, it is returned and nothing is written.
 
         Raises:
             DeploymentConflict: the newest revision is not `after.revision - 1`; both deployments are named.
@@ -157,9 +180,15 @@ class Ledger(Protocol):
         ...
 
     def measurements(
-        self, model: str, *, name: str | None = None, version: str | None = None, partition: str | None = None
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        partition: str | None = None,
+        since: str | None = None,
     ) -> tuple[Measurement, ...]:
-        """Newest `as_of` of each (partition, name, version, slice), ordered by partition."""
+        """Newest `as_of` of each (partition, name, version, slice), ordered by partition; `since`: from that one on."""
         ...
 
     def claim(self, model: str, purpose: str, holder: str, as_of: datetime) -> bool:
@@ -182,6 +211,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Close the database connections; a later call opens new ones (a ledger in memory is empty then)."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -202,12 +235,14 @@ class TrainingRun:
     #: holdout figures that become the version's (see ModelVersion)
     holdout_loss: float
     holdout_rows: int
-    holdout_error: float
+    holdout_standard_error: float
     label_mean: float
     link: RunLink
     git_commit: str
     #: what the gate will judge; logged as `evidence.json`
     evidence: PromotionEvidence | None = None
+    #: what monitoring will need; logged as `monitoring_reference.json`
+    reference: MonitoringReference | None = None
     trials: tuple[Trial, ...] = ()
     importance: dict[str, float] = field(default_factory=dict)
 
@@ -226,6 +261,14 @@ class Registry(Protocol):
 
     def evidence(self, run_id: str) -> PromotionEvidence:
         """The evidence that `log_run` stored with the run.
+
+        Raises:
+            ArtifactMissing: the run holds none.
+        """
+        ...
+
+    def reference(self, run_id: str) -> MonitoringReference:
+        """What monitoring needs of the run's holdout. Earlier runs hold it in their `evidence.json`.
 
         Raises:
             ArtifactMissing: the run holds none.
@@ -280,8 +323,24 @@ class Registry(Protocol):
 
 @dataclass(frozen=True)
 class Stores:
-    """The three memories that every deed works with."""
+    """The three stores that every step of the loop works with.
+
+    Leaving it as a context manager closes the ledger's connections. The lake holds none between calls. MLflow keeps one
+    engine a database for the whole process, shared by all its clients, and offers no call that closes it.
+    """
 
     lake: Lake
     ledger: Ledger
     registry: Registry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the ledger's connections; the stores may be used again afterwards."""
+        self.ledger.close()

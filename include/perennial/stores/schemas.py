@@ -37,39 +37,45 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
 
 def compare_schemas(table: pa.Schema, rows: pa.Schema) -> list[str]:
     """How `rows` do not fit `table`, one sentence a column; empty where they fit. Order does not matter."""
-    has, given = plain_schema(table), plain_schema(rows)
-    differences = [f"column {n!r} is missing from the rows" for n in has.names if n not in given.names]
-    differences += [f"column {n!r} is not in the table" for n in given.names if n not in has.names]
+    old, new = plain_schema(table), plain_schema(rows)
+    differences = [f"column {n!r} is missing from the rows" for n in old.names if n not in new.names]
+    differences += [f"column {n!r} is not in the table" for n in new.names if n not in old.names]
     differences += [
-        f"column {n!r} is {has.field(n).type} in the table and {given.field(n).type} in the rows"
-        for n in has.names
-        if n in given.names and has.field(n).type != given.field(n).type
+        f"column {n!r} is {old.field(n).type} in the table and {new.field(n).type} in the rows"
+        for n in old.names
+        if n in new.names and old.field(n).type != new.field(n).type
     ]
     return differences
 
 
-def fit_schema(table: str, model: str, has: pa.Schema | None, given: pa.Schema) -> pa.Schema:
+def fit_schema(table: str, model: str, stored: pa.Schema | None, incoming: pa.Schema) -> pa.Schema:
     """The schema in which the rows are written: the table's, or the rows' own where there is no table yet.
+
+    Args:
+        table: its name, for errors.
+        model: whose table, for errors.
+        stored: the table's schema; None where it does not exist yet.
+        incoming: the rows' schema.
 
     Raises:
         LakeError: the rows do not fit; every difference and both schemas are named.
     """
     import pyarrow as pa
 
-    rows = plain_schema(given)
+    rows = plain_schema(incoming)
     if "partition" not in rows.names or rows.field("partition").type != pa.string():
         raise LakeError(
             f"rows for table '{table}' of {model!r} have no text column 'partition'; they have {_show(rows)}. "
             "Add the batch's key."
         )
-    if has is None:
+    if stored is None:
         return rows
-    if differences := compare_schemas(has, rows):
+    if differences := compare_schemas(stored, rows):
         raise LakeError(
-            f"rows do not fit table '{table}' of {model!r}: {'; '.join(differences)}. Table: {_show(has)}. "
+            f"rows do not fit table '{table}' of {model!r}: {'; '.join(differences)}. Table: {_show(stored)}. "
             f"Rows: {_show(rows)}. Mend the source, or give the model a new name."
         )
-    return plain_schema(has)
+    return plain_schema(stored)
 
 
 def fit_batches(
@@ -95,21 +101,21 @@ def fit_batches(
         yield fitted
 
 
-def refuse_strays(table: str, model: str, partition: str, keys: Iterable[str]) -> None:
+def refuse_other_partitions(table: str, model: str, partition: str, keys: Iterable[str]) -> None:
     """A replacement holds rows of its own partition only.
 
     Raises:
         LakeError: names the other partitions.
     """
-    if strays := sorted(set(keys) - {partition}):
+    if others := sorted(set(keys) - {partition}):
         raise LakeError(
-            f"the rows that replace partition {partition!r} of '{table}' of {model!r} hold rows of {strays}. "
+            f"the rows that replace partition {partition!r} of '{table}' of {model!r} hold rows of {others}. "
             "Pass rows of that partition only."
         )
 
 
 def scan_schema(
-    table: str, model: str, has: pa.Schema, columns: Sequence[str] | None, categorical: Sequence[str]
+    table: str, model: str, stored: pa.Schema, columns: Sequence[str] | None, categorical: Sequence[str]
 ) -> pa.Schema:
     """The schema of a scan: `columns` in their order (None: all), text columns in `categorical` dictionary encoded.
 
@@ -118,15 +124,15 @@ def scan_schema(
     """
     import pyarrow as pa
 
-    wanted = list(has.names if columns is None else columns)
-    if missing := [name for name in wanted if name not in has.names]:
-        raise LakeError(f"table '{table}' of {model!r} has no columns {missing}; it has {has.names}.")
+    names = list(stored.names if columns is None else columns)
+    if missing := [name for name in names if name not in stored.names]:
+        raise LakeError(f"table '{table}' of {model!r} has no columns {missing}; it has {stored.names}.")
 
     def encode(field: pa.Field) -> pa.Field:
         encoded = field.name in categorical and pa.types.is_string(field.type)
         return field.with_type(pa.dictionary(pa.int32(), pa.string())) if encoded else field
 
-    return pa.schema([encode(has.field(name)) for name in wanted])
+    return pa.schema([encode(stored.field(name)) for name in names])
 
 
 def _show(schema: pa.Schema) -> str:

@@ -17,19 +17,27 @@ from perennial.errors import EvidenceError
 from perennial.records import (
     Decision,
     LossSum,
+    Outcome,
     PastRetrain,
     QualityPoint,
     RetrainingEvidence,
     RetrainingHistory,
+    Trigger,
     Verdict,
     to_json,
 )
-from perennial.specs import Retraining
+from perennial.spec import NEVER, Retraining
 
-POLICY = Retraining()
+#: what is not under test stands still: age and new rows ask for nothing
+POLICY = Retraining(max_age=NEVER, new_rows=None, min_labels=100, cooldown=timedelta(days=7), budget=12)
 NOW = datetime(2013, 6, 3, tzinfo=UTC)
 NONE = RetrainingHistory()
 WEEK = timedelta(days=7)
+
+
+def with_(**changes: object) -> Retraining:
+    """The policy of most tests, but for what is under test."""
+    return POLICY.model_copy(update=changes)
 
 
 def loss(mean: float, rows: int = 1000, spread: float = 0.4) -> LossSum:
@@ -85,7 +93,23 @@ def test_steady_quality_waits() -> None:
 
 
 def test_one_bad_partition_is_not_enough() -> None:
-    assert decide(evidence(points([0.5, 0.5, 0.5, 0.9]))).verdict is Verdict.WAIT
+    assert decide(evidence(points([0.5, 0.5, 0.5, 0.7]))).verdict is Verdict.WAIT
+
+
+def test_one_overwhelming_partition_is_enough() -> None:
+    """A monthly log loss that goes from .17 to 1.04 in one batch is no noise that another month would show."""
+    found = evidence(points([0.17, 0.18, 0.16, 1.04], rows=2000), admitted=loss(0.17, 3000), partition_hours=730.0)
+    decision = decide(found)
+    assert decision.statistics["trigger"] == "lost_quality"
+    assert decision.statistics["lost_quality"]["partitions"] == 1
+    assert decision.statistics["change_partition"] == found.quality[-1].partition
+    assert decide(replace(found, quality=found.quality[-1:])).verdict is Verdict.RETRAIN
+
+
+def test_one_odd_partition_among_uneven_ones_is_not_enough() -> None:
+    """Weeks between .3 and .7 without any change: .9 is no proof."""
+    uneven = points([0.3, 0.6, 0.4, 0.7, 0.35, 0.65, 0.3, 0.7, 0.9])
+    assert decide(evidence(uneven)).verdict is Verdict.WAIT
 
 
 def test_a_certain_loss_too_small_to_pay_waits() -> None:
@@ -101,7 +125,7 @@ def test_a_slow_decline_is_measured_against_the_admitted_quality_not_against_yes
 def test_drift_alone_is_not_harm() -> None:
     decision = decide(evidence(points([0.5] * 8), drift_verdict="DRIFTED", drifted_columns=("temp",)))
     assert decision.verdict is Verdict.WAIT
-    assert "drift (temp) alone is not harm" in decision.reasons
+    assert "Drift (temp) alone is not harm" in decision.reasons
 
 
 def test_drift_with_estimated_harm_retrains_where_labels_are_late() -> None:
@@ -129,29 +153,29 @@ def test_no_admitted_quality_cannot_tell() -> None:
 
 
 def test_nothing_new_to_learn_from_waits() -> None:
-    assert decide(evidence(BAD, new_rows=99), Retraining(max_age=WEEK)).verdict is Verdict.WAIT
+    assert decide(evidence(BAD, new_rows=99), with_(max_age=WEEK)).verdict is Verdict.WAIT
 
 
 def test_old_data_retrain_on_schedule() -> None:
-    decision = decide(evidence(points([0.5] * 4)), Retraining(max_age=timedelta(days=59)))
+    decision = decide(evidence(points([0.5] * 4)), with_(max_age=timedelta(days=59)))
     assert decision.statistics["trigger"] == "schedule"
     assert decision.statistics["change_partition"] is None
-    assert decide(evidence(points([0.5] * 4)), Retraining(max_age=timedelta(days=60))).verdict is Verdict.WAIT
+    assert decide(evidence(points([0.5] * 4)), with_(max_age=timedelta(days=60))).verdict is Verdict.WAIT
 
 
 def test_enough_new_rows_retrain() -> None:
-    assert decide(evidence(points([0.5] * 4)), Retraining(new_rows=0.4)).statistics["trigger"] == "new_data"
-    assert decide(evidence(points([0.5] * 4)), Retraining(new_rows=0.41)).verdict is Verdict.WAIT
+    assert decide(evidence(points([0.5] * 4)), with_(new_rows=0.4)).statistics["trigger"] == "new_data"
+    assert decide(evidence(points([0.5] * 4)), with_(new_rows=0.41)).verdict is Verdict.WAIT
 
 
 @pytest.mark.parametrize("changes", [{"in_flight": True}, {"quarantined": True}])
 def test_nothing_retrains_while_another_does_or_bad_data_are_open(changes: dict[str, object]) -> None:
-    decision = decide(evidence(BAD, drift_verdict="DRIFTED", **changes), Retraining(max_age=WEEK, new_rows=0.1))
+    decision = decide(evidence(BAD, drift_verdict="DRIFTED", **changes), with_(max_age=WEEK, new_rows=0.1))
     assert decision.verdict is Verdict.WAIT
 
 
 def past(days: float, outcome: str = "promoted", **changes: object) -> PastRetrain:
-    base = PastRetrain(NOW - timedelta(days=days), "lost quality", outcome)
+    base = PastRetrain(NOW - timedelta(days=days), "lost quality", Outcome(outcome))
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -169,39 +193,199 @@ def test_retrains_that_did_not_help_lengthen_the_cooldown_up_to_a_limit() -> Non
     assert many.thresholds["cooldown_hours"] == 28 * 24
 
 
+def test_a_refused_challenger_that_was_better_does_not_lengthen_the_cooldown() -> None:
+    worse, better = past(30, "refused", difference=0.01), past(13, "refused", difference=-0.2)
+    assert decide(evidence(BAD), history=RetrainingHistory((worse, better))).verdict is Verdict.RETRAIN
+    assert (
+        decide(evidence(BAD), history=RetrainingHistory((worse, replace(better, difference=0.0)))).verdict
+        is Verdict.WAIT
+    )
+
+
+# --- incidents -----------------------------------------------------------------------------------------------------
+
+
+def against_constant(excesses: Sequence[float], level: float = 0.8, rows: int = 1000) -> RetrainingEvidence:
+    """A champion whose loss is as at its admission, and so much above that of a constant."""
+    quality = tuple(
+        replace(point, above_constant=loss(excess, rows))
+        for point, excess in zip(points([level] * len(excesses), rows), excesses, strict=True)
+    )
+    return evidence(quality, admitted=loss(level, 3000), baseline_loss=0.6)
+
+
+FAILED = against_constant([-0.1, -0.1, 0.3, 0.3])
+
+
+def test_a_champion_that_is_worse_than_a_constant_is_an_incident() -> None:
+    decision = decide(FAILED)
+    assert decision.verdict is Verdict.RETRAIN
+    assert decision.statistics["trigger"] == "incident"
+    assert decision.statistics["incident"] == decision.reasons[0]
+    assert decision.reasons[0].startswith("Incident: the model predicts worse than a constant")
+
+
+def test_a_champion_that_a_bad_batch_makes_no_worse_than_a_constant_is_no_incident() -> None:
+    assert decide(against_constant([-0.1, -0.1, -0.1, 0.02])).statistics["incident"] == ""
+    assert decide(against_constant([0.05, -0.1, 0.1, -0.05])).statistics["incident"] == ""
+
+
+def test_an_incident_waits_neither_for_the_cooldown_nor_for_the_budget() -> None:
+    spent = RetrainingHistory((past(3, "promoted"), past(1, "promoted")))
+    assert decide(FAILED, with_(budget=0), spent).verdict is Verdict.RETRAIN
+    lost = against_constant([-0.1] * 4)
+    assert decide(lost, with_(budget=0, max_age=WEEK), spent).verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize("changes", [{"in_flight": True}, {"quarantined": True}, {"new_rows": 99}])
+def test_an_incident_is_told_also_where_no_retrain_may_start(changes: dict[str, object]) -> None:
+    decision = decide(replace(FAILED, **changes))  # type: ignore[arg-type]
+    assert decision.verdict is Verdict.WAIT
+    assert any(reason.startswith(("Incident", "Otherwise: Incident")) for reason in decision.reasons)
+    assert decision.statistics["incident"].startswith("Incident")
+
+
+def test_what_was_refused_in_an_incident_is_tried_again_with_half_as_many_rows_again() -> None:
+    tried = {"trigger": Trigger.INCIDENT, "new_rows": 4000, "difference": 0.01}
+    refused = RetrainingHistory((past(7, "refused", **tried),))
+    assert decide(replace(FAILED, new_rows=5999), history=refused).verdict is Verdict.WAIT
+    assert decide(replace(FAILED, new_rows=6000), history=refused).verdict is Verdict.RETRAIN
+    better = RetrainingHistory((past(7, "refused", **{**tried, "difference": -0.1}),))
+    assert decide(replace(FAILED, new_rows=4400), history=better).verdict is Verdict.RETRAIN
+    # what age had asked for and the gate refused says nothing of the incident
+    age = RetrainingHistory((past(7, "refused", trigger=Trigger.SCHEDULE, new_rows=4000),))
+    assert decide(replace(FAILED, new_rows=4100), history=age).verdict is Verdict.RETRAIN
+    promoted = RetrainingHistory((past(7, "promoted", **tried),))
+    assert decide(replace(FAILED, new_rows=200), history=promoted).verdict is Verdict.RETRAIN
+
+
+def test_age_does_not_ask_again_at_once_for_what_was_refused_or_is_being_brought_out() -> None:
+    old, policy = evidence(points([0.5] * 4)), with_(max_age=timedelta(days=40))
+
+    def asked(days: float, outcome: str) -> Verdict:
+        return decide(old, policy, RetrainingHistory((past(days, outcome, trigger=Trigger.SCHEDULE),))).verdict
+
+    assert [asked(days, "refused") for days in (19, 20)] == [Verdict.WAIT, Verdict.RETRAIN]
+    assert [asked(days, "rolled_back") for days in (19, 20)] == [Verdict.WAIT, Verdict.RETRAIN]
+    assert [asked(days, "admitted") for days in (79, 80)] == [Verdict.WAIT, Verdict.RETRAIN]
+    # a run that broke down has tried nothing
+    assert asked(8, "failed") is Verdict.RETRAIN
+
+
+def test_new_rows_do_not_ask_again_for_nearly_the_same_rows() -> None:
+    many, refused = (
+        evidence(points([0.5] * 4)),
+        {"trigger": Trigger.NEW_DATA, "outcome": Outcome.REFUSED, "difference": 0.01},
+    )
+    for new_rows, verdict in ((5334, Verdict.WAIT), (5333, Verdict.RETRAIN)):
+        history = RetrainingHistory((past(60, **refused, new_rows=new_rows),))
+        assert decide(many, with_(new_rows=0.1), history).verdict is verdict
+
+
+def test_while_a_version_is_brought_out_harm_asks_again_only_with_twice_the_rows() -> None:
+    admitted = RetrainingHistory((past(60, "admitted", trigger=Trigger.LOST_QUALITY, new_rows=4500),))
+    for found in (FAILED, evidence(BAD)):
+        assert decide(found, history=admitted).verdict is Verdict.WAIT
+        assert decide(replace(found, new_rows=9000), history=admitted).verdict is Verdict.RETRAIN
+
+
+def test_an_incident_does_not_use_the_budget_up() -> None:
+    incidents = RetrainingHistory(tuple(past(90 - k, trigger=Trigger.INCIDENT) for k in range(3)))
+    assert decide(evidence(BAD), with_(budget=1), incidents).verdict is Verdict.RETRAIN
+
+
+def test_an_even_record_near_a_constant_is_hardly_ever_an_incident() -> None:
+    """A champion exactly as good as a constant, weeks that differ: once in a thousand looks is the level."""
+    asked = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        for weeks in range(1, 11):
+            asked += (
+                decide(against_constant(rng.normal(0, 0.02, weeks).tolist(), rows=5000)).statistics["incident"] != ""
+            )
+    assert asked <= 4
+
+
+# --- cost and defaults ---------------------------------------------------------------------------------------------
+
+
+def test_a_retrain_waits_until_the_loss_it_could_have_spared_has_reached_its_cost() -> None:
+    """Two partitions of 1,000 rows, .2 above admission: 400."""
+    assert decide(evidence(BAD), with_(cost=399.0)).verdict is Verdict.RETRAIN
+    waiting = decide(evidence(BAD), with_(cost=401.0))
+    assert waiting.verdict is Verdict.WAIT
+    assert waiting.reasons[0].startswith("A retrain does not pay yet")
+    assert decide(evidence(BAD), with_(cost=7.9, value_of_loss=0.02)).verdict is Verdict.RETRAIN
+    assert decide(evidence(BAD), with_(cost=8.1, value_of_loss=0.02)).verdict is Verdict.WAIT
+    assert decide(evidence(points([0.5] * 4)), with_(cost=1.0, max_age=WEEK)).verdict is Verdict.WAIT
+    assert decide(FAILED, with_(cost=1e9)).verdict is Verdict.RETRAIN
+
+
+@pytest.mark.parametrize(
+    ("hours", "age_days", "cooldown_hours", "budget"),
+    [(1, 28, 167.9, 18), (24, 28, 165.6, 18), (168, 28, 151.2, 10), (730.5, 121.75, 657.45, 4)],
+)
+def test_what_the_spec_leaves_open_is_derived_from_the_length_of_a_partition(
+    hours: float, age_days: float, cooldown_hours: float, budget: int
+) -> None:
+    limits = decide(evidence(points([0.5] * 4), partition_hours=hours), Retraining()).thresholds
+    assert limits["max_age_hours"] == pytest.approx(age_days * 24)
+    assert limits["cooldown_hours"] == pytest.approx(cooldown_hours)
+    assert (limits["budget"], limits["min_labels"]) == (budget, 20)
+
+
+def test_labels_that_come_late_make_no_model_old() -> None:
+    late = evidence(points([0.5] * 4), label_delay_hours=56 * 24.0)
+    assert decide(late, Retraining()).thresholds["max_age_hours"] == (28 + 56) * 24
+
+
+def test_age_that_is_never_a_reason_has_no_limit() -> None:
+    assert decide(evidence(points([0.5] * 4)), with_(max_age=NEVER)).thresholds["max_age_hours"] is None
+
+
 def test_a_retrain_whose_end_was_never_recorded_does_not_block_for_ever() -> None:
     assert decide(evidence(BAD), history=RetrainingHistory((past(8, "running"),))).verdict is Verdict.RETRAIN
 
 
+def test_a_budget_that_nobody_named_holds_back_age_and_not_shown_harm() -> None:
+    many = RetrainingHistory(tuple(past(10.0 + 14 * number) for number in range(20)))
+    derived = with_(budget=None)
+    assert decide(evidence(BAD), derived, many).verdict is Verdict.RETRAIN
+    even = evidence(points([0.5] * 4))
+    assert decide(even, with_(budget=None, max_age=WEEK), NONE).verdict is Verdict.RETRAIN
+    assert decide(even, with_(budget=None, max_age=WEEK), many).verdict is Verdict.WAIT
+    assert decide(evidence(BAD), with_(budget=12), many).verdict is Verdict.WAIT
+
+
 def test_the_budget_is_kept() -> None:
-    policy = Retraining(budget=2, budget_window=timedelta(days=100))
+    policy = with_(budget=2, budget_window=timedelta(days=100))
     spent = RetrainingHistory((past(90), past(50)))
     assert decide(evidence(BAD), policy, spent).verdict is Verdict.WAIT
     assert decide(evidence(BAD), policy, RetrainingHistory((past(101), past(50)))).verdict is Verdict.RETRAIN
 
 
 def test_a_change_is_followed_up_when_its_window_has_doubled() -> None:
-    change = {"trigger": "lost_quality", "change_partition": "2013-04-01T00:00:00"}
+    change = {"trigger": Trigger.LOST_QUALITY, "change_partition": "2013-04-01T00:00:00"}
     found = evidence(points([0.5] * 4), champion_rows=4000, new_rows=4000)
     decision = decide(found, history=RetrainingHistory((past(30, **change),)))
     assert decision.statistics["trigger"] == "follow_up"
     assert decision.statistics["change_partition"] == "2013-04-01T00:00:00"
     short = replace(found, new_rows=3999)
     assert decide(short, history=RetrainingHistory((past(30, **change),))).verdict is Verdict.WAIT
-    follow = [past(30 - k, **{**change, "trigger": "follow_up"}) for k in range(3)]
+    follow = [past(30 - k, **{**change, "trigger": Trigger.FOLLOW_UP}) for k in range(3)]
     assert decide(found, history=RetrainingHistory((past(60, **change), *follow))).verdict is Verdict.WAIT
 
 
 #: what was lost before the change that the next tests follow up
 BEFORE = loss(0.3, 5000)
-CHANGE = {"trigger": "lost_quality", "change_partition": "2013-04-01T00:00:00", "loss_before": BEFORE}
+CHANGE = {"trigger": Trigger.LOST_QUALITY, "change_partition": "2013-04-01T00:00:00", "loss_before": BEFORE}
 
 
 def followed(level: float, follow_ups: int = 0, new_rows: int = 4000, **changes: object) -> Decision:
     """A champion that loses `level`, after an alarm and so many follow-ups; each champion before it lost 0.9."""
     found = evidence(points([level] * 4), admitted=loss(level, 3000), champion_rows=4000, new_rows=new_rows)
     alarm = past(60, **{"admitted_loss": 0.3, **CHANGE})
-    refits = [past(50 - k, **{**CHANGE, "trigger": "follow_up", "admitted_loss": 0.9}) for k in range(follow_ups)]
+    refits = [past(50 - k, **{**CHANGE, "trigger": Trigger.FOLLOW_UP, "admitted_loss": 0.9}) for k in range(follow_ups)]
     refits[-1:] = [replace(one, **changes) for one in refits[-1:]]
     return decide(found, history=RetrainingHistory((alarm, *refits)))
 
@@ -224,7 +408,7 @@ def test_only_the_first_follow_up_comes_before_the_champions_own_labels() -> Non
     unknown = evidence((), admitted=loss(0.4, 3000), champion_rows=4000, new_rows=4000)
     alarm = past(60, **{"admitted_loss": 0.3, **CHANGE})
     assert decide(unknown, history=RetrainingHistory((alarm,))).statistics["trigger"] == "follow_up"
-    refit = past(50, **{**CHANGE, "trigger": "follow_up"})
+    refit = past(50, **{**CHANGE, "trigger": Trigger.FOLLOW_UP})
     assert decide(unknown, history=RetrainingHistory((alarm, refit))).statistics["trigger"] is None
 
 
@@ -298,7 +482,7 @@ def test_a_block_is_never_overruled(
     new: int,
 ) -> None:
     found = evidence(points(means), drift_verdict=drifted, new_rows=new, **{block: True})
-    assert decide(found, Retraining(max_age=WEEK, new_rows=0.01)).verdict is Verdict.WAIT
+    assert decide(found, with_(max_age=WEEK, new_rows=0.01)).verdict is Verdict.WAIT
 
 
 @given(st.lists(st.floats(0.45, 0.55), min_size=2, max_size=8), st.floats(0, 1))
@@ -350,65 +534,65 @@ def test_a_clear_change_is_found_within_three_batches() -> None:
     assert found >= 19
 
 
-# --- harm in one place ---------------------------------------------------------------------------------------------
+# --- harm in one score bin -----------------------------------------------------------------------------------------
 
 
 def local(
-    means: Sequence[float], *, places: int = 20, rows: int = 50, seed: int = 1, clump: float = 0.0, noise: float = 0.24
+    means: Sequence[float], *, bins: int = 20, rows: int = 50, seed: int = 1, day_sd: float = 0.0, noise: float = 0.24
 ) -> RetrainingEvidence:
-    """A champion whose loss is 0.1 everywhere at admission, and `means` in place 7 of each partition after it.
+    """A champion whose loss is 0.1 everywhere at admission, and `means` in score bin 7 of each partition after it.
 
-    `clump`: standard deviation of what the rows of one place share in one partition.
+    `day_sd`: standard deviation of what the rows of one score bin share in one partition.
     """
     draw = np.random.default_rng(seed)
 
-    def place(mean: float) -> LossSum:
-        return loss(mean + float(draw.normal(0, noise / math.sqrt(rows)) + draw.normal(0, clump)), rows, noise)
+    def in_bin(mean: float) -> LossSum:
+        return loss(mean + float(draw.normal(0, noise / math.sqrt(rows)) + draw.normal(0, day_sd)), rows, noise)
 
     def whole(sums: tuple[LossSum, ...]) -> LossSum:
         return LossSum(
             sum(s.rows for s in sums), math.fsum(s.total for s in sums), math.fsum(s.total_squared for s in sums)
         )
 
-    admitted = tuple(place(0.1) for _ in range(places))
+    admitted = tuple(in_bin(0.1) for _ in range(bins))
     found = []
     for k, mean in enumerate(means):
-        sums = tuple(place(mean if number == 7 else 0.1) for number in range(places))
+        sums = tuple(in_bin(mean if number == 7 else 0.1) for number in range(bins))
         key = (datetime(2013, 1, 7, tzinfo=UTC) + k * WEEK).strftime("%Y-%m-%dT00:00:00")
-        found.append(QualityPoint(key, whole(sums), places * rows, places=sums))
+        found.append(QualityPoint(key, whole(sums), bins * rows, score_bins=sums))
     return evidence(
-        tuple(found), admitted=whole(admitted), admitted_places=admitted, baseline_loss=0.25, champion_rows=4000
+        tuple(found), admitted=whole(admitted), admitted_score_bins=admitted, baseline_loss=0.25, champion_rows=4000
     )
 
 
 LOCAL = local([0.1] * 8 + [0.25] * 4)
 
 
-def test_harm_in_one_place_is_found_where_the_mean_of_all_rows_hides_it() -> None:
+def test_harm_in_one_score_bin_is_found_where_the_mean_of_all_rows_hides_it() -> None:
     decision = decide(LOCAL)
     assert decision.verdict is Verdict.RETRAIN
-    assert "stretch 8 of 20" in decision.reasons[0]
-    hidden = replace(LOCAL, admitted_places=(), quality=tuple(replace(p, places=()) for p in LOCAL.quality))
+    assert "score bin 8 of 20" in decision.reasons[0]
+    hidden = replace(LOCAL, admitted_score_bins=(), quality=tuple(replace(p, score_bins=()) for p in LOCAL.quality))
     assert decide(hidden).verdict is Verdict.WAIT
 
 
-def test_the_change_point_is_where_the_harm_in_the_place_begins() -> None:
+def test_the_change_point_is_where_the_harm_in_the_score_bin_begins() -> None:
     assert decide(LOCAL).statistics["change_partition"] == LOCAL.quality[8].partition
 
 
-def test_partitions_measured_before_places_were_kept_are_judged_by_all_rows() -> None:
-    mixed = replace(LOCAL, quality=(replace(LOCAL.quality[0], places=()), *LOCAL.quality[1:]))
+def test_partitions_measured_before_score_bins_were_kept_are_judged_by_all_rows() -> None:
+    mixed = replace(LOCAL, quality=(replace(LOCAL.quality[0], score_bins=()), *LOCAL.quality[1:]))
     assert decide(mixed).verdict is Verdict.WAIT
 
 
-def test_an_even_record_with_places_is_hardly_ever_retrained() -> None:
+def test_an_even_record_with_score_bins_is_hardly_ever_retrained() -> None:
     alarms = sum(decide(local([0.1] * 12, seed=seed)).verdict is Verdict.RETRAIN for seed in range(200))
     assert alarms <= 2  # 0.001 a look; 3 or more have a probability of 0.001
 
 
-def test_rows_that_come_in_clumps_are_not_taken_for_harm() -> None:
+def test_rows_that_depend_on_each_other_are_not_taken_for_harm() -> None:
     """The rows of one day share its weather: three times the scatter that rows alone would have."""
-    alarms = sum(decide(local([0.1] * 12, seed=seed, clump=0.1)).verdict is Verdict.RETRAIN for seed in range(100))
+    alarms = sum(decide(local([0.1] * 12, seed=seed, day_sd=0.1)).verdict is Verdict.RETRAIN for seed in range(100))
     assert alarms <= 2
 
 
@@ -433,12 +617,14 @@ def test_the_unit_of_the_loss_does_not_matter(unit: float) -> None:
     def scaled(sums: LossSum) -> LossSum:
         return LossSum(sums.rows, sums.total * unit, sums.total_squared * unit**2)
 
-    found = tuple(replace(p, loss=scaled(p.loss), places=tuple(scaled(s) for s in p.places)) for p in LOCAL.quality)
+    found = tuple(
+        replace(p, loss=scaled(p.loss), score_bins=tuple(scaled(s) for s in p.score_bins)) for p in LOCAL.quality
+    )
     other = replace(
         LOCAL,
         quality=found,
         admitted=scaled(LOCAL.admitted),
-        admitted_places=tuple(scaled(s) for s in LOCAL.admitted_places),
+        admitted_score_bins=tuple(scaled(s) for s in LOCAL.admitted_score_bins),
         baseline_loss=LOCAL.baseline_loss * unit,
     )
     assert decide(other).verdict is decide(LOCAL).verdict
@@ -446,8 +632,8 @@ def test_the_unit_of_the_loss_does_not_matter(unit: float) -> None:
 
 
 @pytest.mark.parametrize("count", [19, 21])
-def test_places_that_are_not_the_champions_are_refused_with_both_counts(count: int) -> None:
-    sums = (LOCAL.quality[0].places * 2)[:count]
-    wrong = replace(LOCAL, quality=(replace(LOCAL.quality[0], places=sums), *LOCAL.quality[1:]))
-    with pytest.raises(EvidenceError, match=rf"{count} places.*20 places"):
+def test_score_bins_that_are_not_the_champions_are_refused_with_both_counts(count: int) -> None:
+    sums = (LOCAL.quality[0].score_bins * 2)[:count]
+    wrong = replace(LOCAL, quality=(replace(LOCAL.quality[0], score_bins=sums), *LOCAL.quality[1:]))
+    with pytest.raises(EvidenceError, match=rf"{count} score bins.*20 score bins"):
         decide(wrong)

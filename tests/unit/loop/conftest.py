@@ -10,17 +10,13 @@ is champion.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from clones import clone
 from made_model import MadeModel, copy_model, write_model
 
-from perennial import intake
-from perennial.measures import checks
-from perennial.records import RunLink, ValidationReport
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
 
@@ -28,24 +24,6 @@ World = Callable[[str], Stores]
 
 #: number of the day at whose end the sensor asks for a retrain; the canary starts on the next one
 RETRAIN_DAY = 5
-_REPORTS: dict[tuple[str, str, str], ValidationReport] = {}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _checks_remembered() -> Iterator[None]:
-    """The library's verdict on one batch is asked for once: the same days are lived through in many tests."""
-    ask = checks.validate
-
-    def remembered(batch: pa.Table, suite: checks.Suite, *, name: str, **more: Any) -> ValidationReport:
-        key = (name, intake.digest_of(batch), suite.digest)
-        if key not in _REPORTS:
-            _REPORTS[key] = ask(batch, suite, name=name, **{**more, "docs": None})
-        return _REPORTS[key]
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(checks, "validate", remembered)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +39,10 @@ def own_made(made: MadeModel, tmp_path: Path) -> MadeModel:
 
 
 @pytest.fixture(scope="session")
-def _worlds(made: MadeModel) -> dict[str, Stores]:
+def _worlds(made: MadeModel) -> Iterator[dict[str, Stores]]:
     stores = open_memory()
     kept = {"empty": clone(stores)}
-    assert made.first_champion(stores)["first"]
+    assert made.first_champion(stores).first
     kept["champion"] = clone(stores)
     for number in range(RETRAIN_DAY + 1):
         verdict = made.live(stores, made.day(number))
@@ -72,9 +50,9 @@ def _worlds(made: MadeModel) -> dict[str, Stores]:
             kept["stable"] = clone(stores)
     kept["harmed"] = clone(stores)
     as_of = made.day(RETRAIN_DAY).end
-    gate = made.retrain(stores, as_of, RunLink("retrain-1"), verdict["reason"], verdict["change_partition"])
+    gate = made.retrain(stores, as_of, "retrain-1", verdict.reason, verdict.change_partition)
     kept["admitted"] = clone(stores)
-    made.open(stores, gate["version"], as_of)
+    made.open(stores, gate.version, as_of)
     kept["opened"] = clone(stores)
     for stage in range(3):
         day = made.day(RETRAIN_DAY + 1 + stage)
@@ -90,10 +68,13 @@ def _worlds(made: MadeModel) -> dict[str, Stores]:
     kept["last"] = clone(stores)
     made.judge(stores, day)
     kept["promoted"] = clone(stores)
-    return kept
+    yield kept
+    for each in (stores, *kept.values()):
+        each.close()
 
 
 @pytest.fixture
-def world(_worlds: dict[str, Stores]) -> World:
+def world(_worlds: dict[str, Stores]) -> Iterator[World]:
     """A copy of one of the worlds, by name."""
-    return lambda name: clone(_worlds[name])
+    with ExitStack() as opened:
+        yield lambda name: opened.enter_context(clone(_worlds[name]))

@@ -1,4 +1,4 @@
-"""The laws of decisions, kept by the deeds and not by the rules alone."""
+"""The laws of decisions, kept by the steps and not by the rules alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clones import clone, spoil
 from made_model import START, MadeModel
 from states import outcome_of, state_of
 
-from perennial import decisions, training
+from perennial import decisions
 from perennial.errors import (
     BatchQuarantined,
     LeaseTaken,
@@ -26,9 +26,10 @@ from perennial.errors import (
     RegistryUnavailable,
     TrainingError,
 )
-from perennial.loop import monitor, retrain, rollout
+from perennial.loop import drift_sensor, monitor, retrain, rollout
 from perennial.measures import profiles
-from perennial.records import Decision, RunLink, from_json
+from perennial.model import training
+from perennial.records import Decision
 from perennial.stores.ports import Stores
 
 World = Callable[[str], Stores]
@@ -41,21 +42,53 @@ def shifted(column: str, by: float) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-def test_while_a_batch_is_quarantined_lost_quality_is_no_reason_to_retrain(own_made: MadeModel, world: World) -> None:
+def quarantine(made: MadeModel, stores: Stores, number: int) -> None:
+    """A day arrives spoilt, and stays in quarantine."""
+    made.edit(made.day(number), shifted("signal", 100))
+    with pytest.raises(BatchQuarantined):
+        made.score(stores, made.day(number))
+
+
+def test_while_the_newest_batch_is_quarantined_lost_quality_is_no_reason_to_retrain(
+    own_made: MadeModel, world: World
+) -> None:
+    """Day 6 came before day 5 was judged, and was bad: whatever broke the source may have begun on day 5."""
     made, stores = own_made, world("stable")
     made.live(stores, made.day(3))
     made.live(stores, made.day(4))
-    made.edit(made.day(5), shifted("signal", 100))
-    with pytest.raises(BatchQuarantined):
-        made.score(stores, made.day(5))
-    verdict = made.live(stores, made.day(6))
-    assert verdict["verdict"] == "WAIT"
-    assert verdict["reason"] == "a partition is quarantined: bad data are mended, not learnt"
-    # mended upstream, the same evidence asks for a retrain
-    made.edit(made.day(5), shifted("signal", -100))
     made.score(stores, made.day(5))
-    again = made.decide(stores, made.day(6), RunLink("after the mending"))
-    assert (again["verdict"], again["trigger"]) == ("RETRAIN", "lost_quality")
+    quarantine(made, stores, 6)
+    made.monitor(stores, made.day(5))
+    context = made.context(stores, made.day(6).end)
+    assert drift_sensor.collect_evidence(context, made.day(5)).quarantined
+    verdict = drift_sensor.decide(context, made.day(5))
+    assert verdict.verdict == "WAIT"
+    assert verdict.reason == "The newest partition is quarantined: bad data are mended, not learnt"
+    # mended upstream, it blocks no longer
+    made.edit(made.day(6), shifted("signal", -100))
+    made.live(stores, made.day(6))
+    assert made.decide(stores, made.day(6), "after the mending").verdict == "RETRAIN"
+
+
+def test_a_lost_batch_does_not_stop_the_loop(own_made: MadeModel, world: World) -> None:
+    """Nobody mends day 4: its rows are in no training window, and what came after it was accepted."""
+    made, stores = own_made, world("stable")
+    made.live(stores, made.day(3))
+    quarantine(made, stores, 4)
+    verdicts = [made.live(stores, made.day(number)) for number in (5, 6)]
+    assert "RETRAIN" in [verdict.verdict for verdict in verdicts]
+    assert not drift_sensor.collect_evidence(made.context(stores, made.day(6).end), made.day(6)).quarantined
+
+
+def test_where_every_second_batch_is_lost_the_loop_goes_on(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made, world("champion")
+    asked = []
+    for number in range(8):
+        if number % 2:
+            quarantine(made, stores, number)
+        else:
+            asked.append(made.live(stores, made.day(number)).verdict)
+    assert "RETRAIN" in asked
 
 
 def test_a_quarantined_batch_reaches_nothing_downstream(own_made: MadeModel, world: World) -> None:
@@ -77,13 +110,14 @@ def test_a_quarantined_batch_reaches_nothing_downstream(own_made: MadeModel, wor
 def test_drift_alone_starts_nothing(own_made: MadeModel, world: World) -> None:
     made, stores = own_made, world("champion")
     for number in range(3):
-        made.edit(made.day(number), shifted("noise", 3))
+        # each day that is let through makes the next one a little more ordinary
+        made.edit(made.day(number), shifted("noise", 5))
         verdict = made.live(stores, made.day(number))
         health = stores.ledger.entries("made", kind="health")[-1]
         assert (health.verdict, health.body["drifted"]) == ("DRIFTED", ["noise"])
-        assert verdict["verdict"] == "WAIT"
+        assert verdict.verdict == "WAIT"
     reasons = stores.ledger.entries("made", kind="retraining")[-1].body["reasons"]
-    assert "drift (noise) alone is not harm" in reasons
+    assert "Drift (noise) alone is not harm" in reasons
 
 
 def test_an_error_in_measuring_fails_and_is_never_no_drift(
@@ -125,14 +159,7 @@ def test_fifty_retrains_at_once_are_one_snapshot_and_forty_nine_skips(
     def attempt(number: int) -> str:
         start.wait()
         try:
-            retrain.freeze(
-                made.spec,
-                stores,
-                as_of=made.day(5).end,
-                run=RunLink(f"retrain-{number}"),
-                reason="lost quality",
-                settings=made.settings,
-            )
+            retrain.freeze(made.context(stores, made.day(5).end, f"retrain-{number}"), "lost quality")
         except LeaseTaken:
             return "skipped"
         return "frozen"
@@ -146,14 +173,19 @@ def test_fifty_retrains_at_once_are_one_snapshot_and_forty_nine_skips(
     assert stores.ledger.holder("made", "retrain") == frozen.run.run_id
     assert all(frozen.run.run_id in e.body["holder"] for e in new if e.kind == "retrain")
     assert stores.ledger.verify("made") == len(stores.ledger.entries("made"))
-    stores.ledger.close()  # type: ignore[attr-defined]
+    stores.close()
 
 
-def test_while_a_rollout_is_under_way_the_sensor_waits_and_a_retrain_is_skipped(made: MadeModel, world: World) -> None:
-    stores = world("canary")
-    assert "one at a time" in made.decide(stores, made.day(6))["reason"]
+def test_while_a_rollout_has_had_no_look_the_sensor_waits_and_a_retrain_is_skipped(
+    own_made: MadeModel, world: World
+) -> None:
+    made, stores = own_made, world("opened")
+    made.labels_file(made.day(6)).unlink()
+    made.score(stores, made.day(6))
+    made.monitor(stores, made.day(6))
+    assert "one at a time" in made.decide(stores, made.day(6)).reason
     with pytest.raises(LeaseTaken, match="rollout rollout-1 is under way"):
-        made.retrain(stores, made.day(6).end, RunLink("retrain-2"))
+        made.retrain(stores, made.day(6).end, "retrain-2")
     assert stores.ledger.entries("made")[-1].verdict == "SKIPPED"
     assert stores.ledger.holder("made", "retrain") is None
 
@@ -162,16 +194,14 @@ def test_a_retrain_that_fails_gives_the_lease_back_and_says_so(own_made: MadeMod
     stores = world("harmed")
     greedy = own_made.varied(training={"min_rows": 100_000})
     with pytest.raises(NotEnoughRows, match=r"training\.min_rows is 100000"):
-        greedy.retrain(stores, greedy.day(5).end, RunLink("retrain-1"))
+        greedy.retrain(stores, greedy.day(5).end, "retrain-1")
     failed = stores.ledger.entries("made")[-1]
     assert (failed.kind, failed.verdict) == ("retrain", "FAILED")
     assert "NotEnoughRows" in failed.body["reason"]
     assert stores.ledger.holder("made", "retrain") is None
     # it does not stand in the way of the next one
-    evidence = own_made.varied(training={"min_rows": 300})
-    assert (
-        evidence.retrain(stores, evidence.day(5).end, RunLink("retrain-2"), "", evidence.day(3).key)["version"] == "2"
-    )
+    enough = own_made.varied(training={"min_rows": 300})
+    assert enough.retrain(stores, enough.day(5).end, "retrain-2", "", enough.day(3).key).version == "2"
 
 
 def test_automation_rolls_back_where_only_a_person_may_promote(own_made: MadeModel, world: World) -> None:
@@ -180,8 +210,8 @@ def test_automation_rolls_back_where_only_a_person_may_promote(own_made: MadeMod
     made.score(stores, made.day(6))
     made.monitor(stores, made.day(6))
     verdict = made.judge(stores, made.day(6))
-    assert verdict["verdict"] == "ROLL_BACK"
-    assert "loss is worse by" in verdict["reason"]
+    assert verdict.verdict == "ROLL_BACK"
+    assert "loss is worse by" in verdict.reason
     now = stores.ledger.deployment("made")
     assert now is not None
     assert (now.champion, now.challenger, now.rollout_id) == ("1", None, None)
@@ -191,8 +221,8 @@ def test_automation_rolls_back_where_only_a_person_may_promote(own_made: MadeMod
 def test_a_first_champion_below_its_floor_is_refused_and_nothing_serves(own_made: MadeModel, world: World) -> None:
     made, stores = own_made.varied(gate={"max_loss": 0.1}), world("empty")
     refused = made.first_champion(stores)
-    assert (refused["verdict"], refused["version"], refused["first"]) == ("REFUSE", None, False)
-    assert "0.1 is the most allowed" in refused["reason"]
+    assert (refused.verdict, refused.version, refused.first) == ("REFUSE", None, False)
+    assert "0.1 is the most allowed" in refused.reason
     assert stores.ledger.deployment("made") is None
     assert (stores.registry.versions("made"), stores.registry.aliases("made")) == ((), {})
     assert stores.ledger.holder("made", "retrain") is None
@@ -206,8 +236,8 @@ def test_a_tie_keeps_the_champion(
     champion = stores.registry.load("made", "1")
     monkeypatch.setattr(training, "fit", lambda *args, **kwargs: champion)
     # before the change, so that nothing but the tie speaks against it
-    result = made.retrain(stores, made.day(2).end, RunLink("retrain-1"))
-    assert result["verdict"] == "REFUSE"
+    result = made.retrain(stores, made.day(2).end, "retrain-1")
+    assert result.verdict == "REFUSE"
     assert stores.ledger.deployment("made").champion == "1"  # type: ignore[union-attr]
     checks = stores.ledger.entries("made", kind="promotion")[-1].body["statistics"]["checks"]
     assert not checks["difference"]["passed"]
@@ -217,8 +247,8 @@ def test_a_tie_keeps_the_champion(
 def test_a_worse_challenger_is_kept_out(own_made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     made, stores = own_made, world("harmed")
     monkeypatch.setattr(training, "fit", lambda *args, **kwargs: Answers(0.5))
-    result = made.retrain(stores, made.day(2).end, RunLink("retrain-1"))
-    assert (result["verdict"], result["version"]) == ("REFUSE", None)
+    result = made.retrain(stores, made.day(2).end, "retrain-1")
+    assert (result.verdict, result.version) == ("REFUSE", None)
     assert len(stores.registry.versions("made")) == 1
 
 
@@ -228,7 +258,7 @@ def test_a_challenger_from_another_world_than_the_champions_is_kept_out(
     made, stores = own_made, world("harmed")
     version = stores.registry.version
     monkeypatch.setattr(stores.registry, "version", lambda *of: replace(version(*of), label_mean=0.01))
-    assert made.retrain(stores, made.day(2).end, RunLink("retrain-1"))["verdict"] == "REFUSE"
+    assert made.retrain(stores, made.day(2).end, "retrain-1").verdict == "REFUSE"
     judged = stores.ledger.entries("made", kind="promotion")[-1].body
     assert judged["evidence"]["champion_label_mean"] == 0.01
     assert not judged["statistics"]["checks"]["label_shift"]["passed"]
@@ -237,13 +267,14 @@ def test_a_challenger_from_another_world_than_the_champions_is_kept_out(
 def test_without_evidence_a_stage_holds(made: MadeModel, world: World) -> None:
     stores = world("opened")
     verdict = made.judge(stores, made.day(6))
-    assert (verdict["verdict"], verdict["reason"]) == ("HOLD", "0 paired rows with labels in this stage, 300 needed")
+    assert verdict.verdict == "HOLD"
+    assert verdict.reason == "Labels are still to come: 0 paired rows with labels in this stage, 300 needed"
 
 
 def test_batches_without_labels_are_no_yes_to_a_stage(own_made: MadeModel, world: World) -> None:
     made, stores = own_made, world("opened")
     made.labels_file(made.day(6)).unlink()
-    assert made.stage(stores, made.day(6))["verdict"] == "HOLD"
+    assert made.stage(stores, made.day(6)).verdict == "HOLD"
     assert stores.ledger.deployment("made").stage == 0  # type: ignore[union-attr]
 
 
@@ -252,8 +283,8 @@ def test_the_same_entry_replays_to_the_same_verdict(world: World) -> None:
     judged = [e for e in stores.ledger.entries("made") if "rule" in e.body]
     assert {e.kind for e in judged} == {"drift", "label_drift", "retraining", "promotion", "rollout"}
     for entry in judged:
-        decided = from_json(Decision, entry.body)
-        assert decisions.replay(decided) == decided
+        decided = entry.read(Decision)
+        assert decisions.replay(decided).again == decided
         assert decided.verdict == entry.verdict
 
 
@@ -263,8 +294,8 @@ def test_a_team_s_pipeline_that_fails_leaves_no_version_and_no_rollout(own_made:
     pipeline.write_text(pipeline.read_text().replace("(**params)", "(C='much')"))
     before = outcome_of(stores)
     with pytest.raises(TrainingError, match="refused"):
-        made.retrain(stores, made.day(5).end, RunLink("retrain-1"), "", made.day(3).key)
-    retrain.abandon(made.spec, stores, as_of=made.day(5).end, run=RunLink("retrain-1"), reason="a task failed")
+        made.retrain(stores, made.day(5).end, "retrain-1", "", made.day(3).key)
+    retrain.abandon(made.context(stores, made.day(5).end, "retrain-1"), "a task failed")
     after = outcome_of(stores)
     assert [e["verdict"] for e in after["ledger"][len(before["ledger"]) :]] == ["FROZEN", "FAILED"]
     for kept in ("rows", "deployments", "versions", "aliases", "lease", "measurements"):
@@ -275,7 +306,7 @@ def test_a_rollback_has_somewhere_to_go(made: MadeModel, world: World) -> None:
     stores = world("stable")
     before = state_of(stores)
     with pytest.raises(LedgerError, match="has only ever had champion 1; there is nothing to roll back to"):
-        rollout.roll_back(made.spec, stores, as_of=made.day(2).end, run=RunLink("person"), reason="unsure")
+        rollout.roll_back(made.context(stores, made.day(2).end, "person"), "unsure")
     assert state_of(stores) == before
 
 
@@ -283,9 +314,7 @@ def test_a_batch_that_was_never_scored_is_not_monitored(made: MadeModel, world: 
     stores = world("stable")
     before = state_of(stores)
     with pytest.raises(LedgerError, match=r"was never scored\. Run its scoring first \(DAG made_score\)"):
-        monitor.monitor(
-            made.spec, stores, made.day(3), as_of=made.day(3).end, run=RunLink("early"), settings=made.settings
-        )
+        monitor.monitor(made.context(stores, made.day(3).end, "early"), made.day(3))
     with pytest.raises(LedgerError, match="has no health record of batch 2025-03-12T00:00:00"):
         made.decide(stores, made.day(3))
     assert state_of(stores) == before

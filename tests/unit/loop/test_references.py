@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from made_model import MadeModel, write_model
 
-from perennial.records import Decision, DriftEvidence, Profile, RunLink, from_json, to_json
+from perennial.records import Decision, DriftEvidence, MonitoringResult, Profile, from_json, to_json
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
 
 World = Callable[[str], Stores]
 
 
-def live(made: MadeModel, stores: Stores, days: range) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def live(made: MadeModel, stores: Stores, days: range) -> MonitoringResult:
+    """Live through some days; what the last one's monitoring said."""
     for number in days:
         made.score(stores, made.day(number))
-        found = made.monitor(stores, made.day(number))
-    return found
+        monitored = made.monitor(stores, made.day(number))
+    return monitored
 
 
 def evidence(stores: Stores, made: MadeModel, number: int, kind: str = "drift") -> DriftEvidence:
     entry = stores.ledger.entries("made", kind=kind, subject=made.day(number).key)[-1]
-    return from_json(DriftEvidence, from_json(Decision, entry.body).evidence)
+    return from_json(DriftEvidence, entry.read(Decision).evidence)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
@@ -76,9 +75,9 @@ def test_without_such_a_season_the_training_rows_and_the_holdout_are_the_referen
 
 def test_labels_are_judged_once_they_are_all_due(made: MadeModel, world: World) -> None:
     stores = world("champion")
-    assert live(made, stores, range(1))["label_drift"] == {}
+    assert live(made, stores, range(1)).label_drift == {}
     # the second day's monitoring comes when the first day's labels are two hours old
-    assert live(made, stores, range(1, 2))["label_drift"] == {made.day(0).key: "STABLE"}
+    assert live(made, stores, range(1, 2)).label_drift == {made.day(0).key: "STABLE"}
     found = evidence(stores, made, 0, "label_drift")
     assert found.current.columns["label"].rows == 400
     assert found.reference.columns["label"].rows == stores.registry.version("made", "1").snapshot.rows
@@ -89,16 +88,16 @@ def test_labels_are_judged_once_they_are_all_due(made: MadeModel, world: World) 
 def test_labels_that_change_are_news_though_the_features_are_as_before(own_made: MadeModel, world: World) -> None:
     made, stores = own_made, world("champion")
     made.edit(made.day(0), lambda rows: rows.set_column(2, "outcome", pa.array([1] * 400, pa.int64())), labels=True)
-    assert live(made, stores, range(2))["label_drift"] == {made.day(0).key: "DRIFTED"}
+    assert live(made, stores, range(2)).label_drift == {made.day(0).key: "DRIFTED"}
     assert [e.verdict for e in stores.ledger.entries("made", kind="drift")] == ["STABLE", "STABLE"]
 
 
 def test_labels_that_are_missing_are_no_change_of_the_labels(own_made: MadeModel, world: World) -> None:
     made, stores = own_made, world("champion")
     made.edit(made.day(0), lambda rows: rows.slice(0, 150), labels=True)
-    made.edit(made.day(1), lambda rows: rows.slice(0, 30), labels=True)
-    assert live(made, stores, range(2))["label_drift"] == {made.day(0).key: "STABLE"}
-    assert live(made, stores, range(2, 3))["label_drift"] == {made.day(1).key: "CANNOT_TELL"}
+    made.edit(made.day(1), lambda rows: rows.slice(0, 5), labels=True)
+    assert live(made, stores, range(2)).label_drift == {made.day(0).key: "STABLE"}
+    assert live(made, stores, range(2, 3)).label_drift == {made.day(1).key: "CANNOT_TELL"}
 
 
 def test_labels_have_the_features_reference(own_made: MadeModel, world: World) -> None:
@@ -112,9 +111,9 @@ def test_labels_have_the_features_reference(own_made: MadeModel, world: World) -
 def test_labels_are_judged_again_only_where_they_were_corrected(own_made: MadeModel, world: World) -> None:
     made, stores = own_made, world("champion")
     live(made, stores, range(2))
-    made.monitor(stores, made.day(1), RunLink("again"))
+    made.monitor(stores, made.day(1), "again")
     later = live(made, stores, range(2, 3))
-    assert later["label_drift"] == {made.day(1).key: "STABLE"}
+    assert later.label_drift == {made.day(1).key: "STABLE"}
     subjects = [e.subject for e in stores.ledger.entries("made", kind="label_drift")]
     # the same moment asked by another run is another entry, as for every verdict; a later moment asks no more
     assert subjects == [made.day(0).key, made.day(0).key, made.day(1).key]
@@ -127,15 +126,16 @@ def test_a_version_saved_before_labels_were_profiled_is_still_monitored(
     whole = stores.registry.profile("made", "1")
     old = Profile(whole.rows, {name: c for name, c in whole.columns.items() if name != "label"})
     monkeypatch.setattr(stores.registry, "profile", lambda *_: old)
-    assert live(made, stores, range(2))["label_drift"] == {}
+    assert live(made, stores, range(2)).label_drift == {}
     assert stores.ledger.entries("made", kind="label_drift") == ()
     assert made.day(0).key in {m.partition for m in stores.ledger.measurements("made", name="loss")}
 
 
 @pytest.mark.parametrize(("task", "kind"), [("multiclass", "categorical"), ("regression", "numeric")])
 def test_labels_of_every_kind_are_judged(task: str, kind: str, tmp_path: Path) -> None:
-    made, stores = write_model(tmp_path, task), open_memory()
-    made.first_champion(stores)
-    assert live(made, stores, range(2))["label_drift"] == {made.day(0).key: "STABLE"}
-    label = evidence(stores, made, 0, "label_drift").current.columns["label"]
+    made = write_model(tmp_path, task)
+    with open_memory() as stores:
+        made.first_champion(stores)
+        assert live(made, stores, range(2)).label_drift == {made.day(0).key: "STABLE"}
+        label = evidence(stores, made, 0, "label_drift").current.columns["label"]
     assert (label.kind, label.rows, label.nulls) == (kind, 400, 0)

@@ -37,10 +37,10 @@ def test_a_backfill_adds_rows_that_are_not_served_and_leaves_what_was(
     after = rows_of(stores, "predictions")
     added = [row for row in after if row["run_id"] == "backfill-1"]
     assert [row for row in after if row["run_id"] != "backfill-1"] == before
-    assert len(added) == 400 * len(result["versions"])
+    assert len(added) == 400 * len(result.versions)
     assert {row["partition"] for row in added} == {day.key}
     assert not any(row["served"] for row in added)
-    assert set(result["served"].values()) == {0}
+    assert set(result.served.values()) == {0}
     assert stores.ledger.entries("made", kind="scoring")[-1].verdict == "BACKFILLED"
 
 
@@ -55,9 +55,9 @@ def test_a_backfill_and_its_monitoring_change_no_measurement(made: MadeModel, wo
 def test_a_backfill_during_a_rollout_is_no_evidence_for_it(made: MadeModel, world: World) -> None:
     stores = world("canary")
     for number in (0, 1, 2, 6):
-        made.score(stores, made.day(number), RunLink(f"backfill-{number}"))
+        made.score(stores, made.day(number), f"backfill-{number}")
     verdict = made.judge(stores, made.day(6))
-    evidence = stores.ledger.entry(verdict["entry"]).body["evidence"]
+    evidence = stores.ledger.entry(verdict.entry).body["evidence"]
     assert [(s["scored"], sum(p["rows"] for p in s["paired"])) for s in evidence["stages"]] == [(400, 400)]
 
 
@@ -117,12 +117,12 @@ def test_a_broken_challenger_leaves_no_row_without_a_served_prediction_and_is_ro
     assert all(row["prediction"] is not None for row in served)
     assert len(rows) == 800
     missing = 200 if broken == "gives NaN for half" else 400
-    assert result["missing"] == {"1": 0, "2": missing}
-    assert set(result["errors"]) == ({"2"} if broken in {"raises", "is gone"} else set())
+    assert result.missing == {"1": 0, "2": missing}
+    assert set(result.errors) == ({"2"} if broken in {"raises", "is gone"} else set())
     made.monitor(stores, day)
     verdict = made.judge(stores, day)
-    assert verdict["verdict"] == "ROLL_BACK"
-    assert "more predictions than the champion" in verdict["reason"]
+    assert verdict.verdict == "ROLL_BACK"
+    assert "more of them than the champion" in verdict.reason
     now = stores.ledger.deployment("made")
     assert now is not None
     assert (now.champion, now.challenger) == ("1", None)
@@ -131,21 +131,21 @@ def test_a_broken_challenger_leaves_no_row_without_a_served_prediction_and_is_ro
 
 def test_a_champion_whose_artifact_is_gone_is_an_error_and_nothing_is_written(made: MadeModel, world: World) -> None:
     stores, day = world("stable"), made.day(3)
-    score.validate(made.spec, stores, day, as_of=day.end, run=RunLink("live"), settings=made.settings)
+    score.validate(made.context(stores, day.end, "live"), day)
     lose(stores, "1")
     before = state_of(stores)
     with pytest.raises(ArtifactMissing, match="version 1 of 'made' is registered, its artifact is gone"):
-        score.score(made.spec, stores, day, as_of=day.end, run=RunLink("live"))
+        score.score(made.context(stores, day.end, "live"), day)
     assert state_of(stores) == before
 
 
 def test_a_champion_that_raises_is_an_error_and_nothing_is_written(made: MadeModel, world: World) -> None:
     stores, day = world("stable"), made.day(3)
-    score.validate(made.spec, stores, day, as_of=day.end, run=RunLink("live"), settings=made.settings)
+    score.validate(made.context(stores, day.end, "live"), day)
     spoil(stores, "1", Raises())
     before = state_of(stores)
     with pytest.raises(TrainingError, match=r"version 1 refused .* \(RuntimeError: the lookup service is down\)"):
-        score.score(made.spec, stores, day, as_of=day.end, run=RunLink("live"))
+        score.score(made.context(stores, day.end, "live"), day)
     assert state_of(stores) == before
 
 
@@ -153,8 +153,8 @@ def test_a_champion_that_gives_no_number_is_counted_as_missing(made: MadeModel, 
     stores = world("stable")
     spoil(stores, "1", HalfNotANumber())
     result = made.score(stores, made.day(3))
-    assert result["missing"] == {"1": 200}
-    assert made.monitor(stores, made.day(3))["verdict"] == "DRIFTED"
+    assert result.missing == {"1": 200}
+    assert made.monitor(stores, made.day(3)).verdict == "DRIFTED"
 
 
 def test_a_batch_that_was_not_accepted_and_a_model_without_champion_are_not_scored(
@@ -167,7 +167,7 @@ def test_a_batch_that_was_not_accepted_and_a_model_without_champion_are_not_scor
         stores, day = world(at), made.day(3)
         before = state_of(stores)
         with pytest.raises(error, match=why):
-            score.score(made.spec, stores, day, as_of=day.end, run=RunLink("live"))
+            score.score(made.context(stores, day.end, "live"), day)
         assert state_of(stores) == before
 
 

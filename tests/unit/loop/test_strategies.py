@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from made_model import MadeModel
 from sklearn.dummy import DummyClassifier
 from states import rows_of
 
+from perennial.records import StageResult
 from perennial.stores.ports import Stores
 
 World = Callable[[str], Stores]
@@ -22,15 +22,15 @@ World = Callable[[str], Stores]
 FIRST = 6
 
 
-def brought_out(made: MadeModel, stores: Stores, *, days: int = 6) -> list[dict[str, Any]]:
-    """Open the rollout of version 2 and live until it ends."""
+def brought_out(made: MadeModel, stores: Stores, *, days: int = 6) -> list[StageResult]:
+    """Open the rollout of version 2 and live until it ends; what every batch brought."""
     made.open(stores, "2", made.day(FIRST - 1).end)
-    found: list[dict[str, Any]] = []
+    judged: list[StageResult] = []
     for number in range(FIRST, FIRST + days):
-        found.append(made.stage(stores, made.day(number)))
-        if found[-1]["verdict"] in {"PROMOTE", "ROLL_BACK"}:
+        judged.append(made.stage(stores, made.day(number)))
+        if judged[-1].verdict in {"PROMOTE", "ROLL_BACK"}:
             break
-    return found
+    return judged
 
 
 def variants(stores: Stores, key: str, *, served: bool) -> dict[str, int]:
@@ -53,7 +53,7 @@ def test_a_good_version_comes_out_by_every_strategy(
     own_made: MadeModel, world: World, strategy: str, verdicts: list[str], splits: list[float]
 ) -> None:
     made, stores = own_made.varied(rollout={"strategy": strategy, "bake_partitions": 3}), world("admitted")
-    assert [found["verdict"] for found in brought_out(made, stores)] == verdicts
+    assert [judged.verdict for judged in brought_out(made, stores)] == verdicts
     # opened, a deployment a stage, promoted
     assert [d.split for d in stores.ledger.deployments("made")[-len(splits) - 1 : -1]] == splits
     assert stores.registry.aliases("made") == {"champion": "2"}
@@ -86,7 +86,7 @@ def test_harm_is_taken_back_at_the_first_batch_by_every_strategy(
     made, stores = own_made.varied(rollout={"strategy": strategy, "bake_partitions": 3}), world("admitted")
     # the old concept is back: the champion is right again
     made.edit(made.day(FIRST), turned_back, labels=True)
-    assert [found["verdict"] for found in brought_out(made, stores)] == ["ROLL_BACK"]
+    assert [judged.verdict for judged in brought_out(made, stores)] == ["ROLL_BACK"]
     assert stores.registry.aliases("made") == {"champion": "1"}
 
 
@@ -99,7 +99,9 @@ def test_odd_predictions_without_labels_are_told_to_a_person_and_judged_by_the_l
     # the champion is right again, and nine in ten is no answer to a toss of a coin
     made.edit(made.day(FIRST + 1), turned_back, labels=True)
     first, second = brought_out(made, stores)
-    assert (first["verdict"], first["needs_person"]) == ("HOLD", True)
-    assert first["reason"].startswith("predictions differ from the champion's by a PSI of")
-    assert second["verdict"] == "ROLL_BACK"
-    assert second["reason"].startswith("loss is worse")
+    assert (first.verdict, first.needs_person) == ("HOLD", True)
+    assert first.reason.startswith(
+        "The challenger predicts otherwise: predictions differ from the champion's by a PSI of"
+    )
+    assert second.verdict == "ROLL_BACK"
+    assert second.reason.startswith("The challenger predicts worse than the champion: loss is worse")

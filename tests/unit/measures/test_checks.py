@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from perennial.data.sources import read_batch
 from perennial.errors import SchemaMismatch, SuiteError
-from perennial.measures import checks
-from perennial.measures.checks import Suite, check_suite, load_suite, validate
+from perennial.measures.checks import Suite, check_suite, load_suite, pages, validate
 from perennial.records import ValidationReport
-from perennial.sources import read_batch
-from perennial.specs import ModelSpec, load_spec
+from perennial.spec import ModelSpec, load_spec
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
 MOMENTS = {"start": START, "end": START + timedelta(days=7)}
@@ -317,7 +316,7 @@ def test_a_batch_validated_again_replaces_its_page(suite_of: Write, tmp_path: Pa
 def test_the_docs_are_bounded_and_keep_the_newest(
     suite_of: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "KEPT_PAGES", 2)
+    monkeypatch.setattr(pages, "KEPT_PAGES", 2)
     suite = suite_of(WEIGHT)
     for day in (10, 3, 17):
         validate(batch(), suite, name=f"parcels/2013-06-{day:02}", docs=tmp_path)

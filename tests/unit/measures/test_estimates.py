@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 from perennial.errors import EvidenceError
 from perennial.measures import estimates, quality
@@ -142,6 +147,57 @@ def test_any_holdout_gives_finite_figures_and_rates_that_never_fall(rows: Any, b
     assert auc_half_width >= 0
 
 
+def test_the_recalibration_is_the_glm_with_cluster_covariance_of_statsmodels() -> None:
+    """Where rows are many enough, the weak prior and the floor at independent rows change nothing."""
+    generator = np.random.default_rng(7)
+    days = np.repeat(np.arange(30), 400)
+    level, slope = generator.normal(0.2, 0.5, 30)[days], generator.normal(0.7, 0.4, 30)[days]
+    x = generator.normal(-1, 1, len(days))
+    score = 1 / (1 + np.exp(-x))
+    truth = (generator.random(len(days)) < 1 / (1 + np.exp(-level - slope * x))).astype(float)
+    found = estimates.recalibration(truth, score, days)
+    design = np.column_stack([np.ones_like(x), x - found.center])
+    glm = GLM(truth, design, family=Binomial(), offset=x).fit(cov_type="cluster", cov_kwds={"groups": days})
+    assert (found.level, found.slope) == pytest.approx(tuple(glm.params), abs=1e-3)
+    covariance = glm.cov_params()
+    assert (found.covariance[0], found.covariance[2]) == pytest.approx((covariance[0, 0], covariance[1, 1]), rel=0.01)
+
+
+def test_a_glm_without_a_prior_has_no_maximum_where_the_score_separates_the_classes() -> None:
+    """Why the fit is not left to statsmodels: a holdout without mistakes, or without positives, is no failure."""
+    score, truth = np.linspace(0.1, 0.9, 50), np.repeat([0.0, 1.0], 25)
+    x = np.log(score / (1 - score))
+    design = np.column_stack([np.ones_like(x), x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        glm = GLM(truth, design, family=Binomial(), offset=x).fit()
+    assert abs(glm.params[1]) > 500
+    assert glm.cov_params()[1, 1] > 1e10
+    found = estimates.recalibration(truth, score, np.arange(50))
+    assert abs(found.slope) < 20
+    assert max(found.covariance) < 1e3
+
+
+def test_statsmodels_ridge_fit_goes_astray_where_certain_scores_are_wrong() -> None:
+    """Why it is not left to `fit_regularized` either: it clips probabilities, so its likelihood is flat far out."""
+    rows, positives = np.array([57.0, 43.0, 129.0, 1.0]), np.array([47.4, 25.7, 124.6, 0.9])
+    x = np.array([-13.8, -13.8, -13.8, 13.8])
+    fit = estimates._fit(x, rows, positives)
+    design = np.column_stack([np.ones(4), x - fit.center])
+
+    def minus_posterior(parameters: np.ndarray) -> float:
+        line = x + design @ parameters
+        likelihood = positives @ line - rows @ np.logaddexp(0, line)
+        return float(0.005 * parameters @ parameters - likelihood)
+
+    glm = GLM(np.column_stack([positives, rows - positives]), design, family=Binomial(), offset=x)
+    with pytest.warns(ConvergenceWarning):
+        ridge = glm.fit_regularized(alpha=0.01 / 4, L1_wt=0.0).params
+    exact = minimize(minus_posterior, [15.0, -1.0], method="Nelder-Mead")
+    assert minus_posterior(ridge) > exact.fun + 1
+    assert minus_posterior(np.array([fit.level, fit.slope])) == pytest.approx(exact.fun, abs=1e-4)
+
+
 def test_holdout_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(EvidenceError, match="2 scores, 1 labels and 2 clusters"):
         estimates.recalibration([1.0], [0.5, 0.5], ["a", "b"])
@@ -245,6 +301,16 @@ def test_the_estimated_auc_is_near_the_realised_auc() -> None:
     auc, half_width = estimates.estimate_auc(score, **found)
     assert auc == pytest.approx(roc_auc_score(truth, score), abs=0.015)
     assert 0.005 < half_width < 0.02
+
+
+def test_the_estimated_auc_is_scikit_learns_of_rows_that_are_part_positive_and_part_not() -> None:
+    """Scikit-learn gives the figure and not each row's part in it, of which the interval is made."""
+    found = learnt(*holdout(2_000, seed=1))
+    score = np.round(holdout(500, seed=2)[0], 2)
+    rate = estimates.calibrate(score, **found)
+    doubled = np.repeat([1.0, 0.0], 500), np.tile(score, 2)
+    expected = roc_auc_score(*doubled, sample_weight=np.concatenate([rate, 1 - rate]))
+    assert estimates.estimate_auc(score, **found)[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_scores_that_are_all_one_have_the_auc_of_a_coin() -> None:

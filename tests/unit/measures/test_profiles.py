@@ -208,3 +208,11 @@ def test_a_column_whose_squares_overflow_is_refused() -> None:
 def test_one_bin_is_refused() -> None:
     with pytest.raises(EvidenceError, match="2 bins or more, got 1"):
         build_reference(pa.table({"x": [1.0]}), ["x"], [], bins=1)
+
+
+def test_numpys_quantile_is_a_row_off_where_the_part_is_no_binary_fraction() -> None:
+    """Why the ranks are whole numbers: 11 / 20 of 100 rows are 55, but 0.55 * 100 is a little more."""
+    values = np.arange(100.0)
+    assert np.quantile(values, 11 / 20, method="inverted_cdf") == 55
+    reference = build_reference(pa.table({"x": values}), ["x"], [], bins=20)
+    assert reference.columns["x"].edges[10] == 54

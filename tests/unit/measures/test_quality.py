@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, mean_absolute_error, mean_squared_error, roc_auc_score
+from sklearn.preprocessing import KBinsDiscretizer
 
 from perennial.errors import DuplicateEntity, EvidenceError, NullLabel, SchemaMismatch, TimeZoneMismatch
 from perennial.measures import quality
@@ -67,6 +68,19 @@ def test_of_two_labels_known_at_one_moment_the_larger_wins() -> None:
 def test_other_columns_of_the_label_stay_with_it() -> None:
     labels = labels_of([("a", 0.0, 1), ("a", 1.0, 2)]).append_column("source", pa.array(["old", "new"]))
     assert quality.resolve_labels(labels, ["id"], START + 2 * DAY)["source"].to_pylist() == ["new"]
+
+
+@pytest.mark.parametrize("name", ["row", "row_first", "left", "right", "entity 0", "label_min"])
+def test_an_entity_may_be_called_as_a_column_of_our_own_work_is(name: str) -> None:
+    labels = labels_of([("a", 0.0, 1), ("a", 1.0, 2), ("b", 0.0, 1)]).rename_columns([name, "label", "known_at"])
+    resolved = quality.resolve_labels(labels, [name], START + 3 * DAY)
+    assert resolved.select([name, "label"]).to_pydict() == {name: ["a", "b"], "label": [1.0, 0.0]}
+    joined = quality.join(pa.table({name: ["b", "c", "a"], "prediction": [0.1, 0.2, 0.3]}), resolved, [name])
+    assert joined.select([name, "prediction", "label"]).to_pydict() == {
+        name: ["b", "a"],
+        "prediction": [0.1, 0.3],
+        "label": [0.0, 1.0],
+    }
 
 
 def test_an_entity_of_two_columns_is_one_entity() -> None:
@@ -245,3 +259,18 @@ def test_calibration_bins_hold_all_rows_and_keep_ties_together() -> None:
         Calibration(3, pytest.approx(0.6), 1.0),
         Calibration(2, pytest.approx(1.8), 2.0),
     )
+
+
+def test_bins_of_small_numbers_are_not_left_to_scikit_learn() -> None:
+    """Why the bins are cut here: KBinsDiscretizer drops quantiles nearer than 1e-8, a regression's unit may be smaller.
+
+    `calibration_curve` leaves out the rows of a bin, and refuses a regression's values.
+    """
+    values = np.linspace(0, 1e-8, 1000)
+    sklearn_bins = KBinsDiscretizer(
+        5, encode="ordinal", strategy="quantile", quantile_method="averaged_inverted_cdf", subsample=None
+    )
+    with pytest.warns(UserWarning, match="too small"):
+        sklearn_bins.fit(values[:, None])
+    assert sklearn_bins.n_bins_[0] <= 1
+    assert [b.rows for b in quality.calibration("regression", values, values, bins=5)] == [200] * 5

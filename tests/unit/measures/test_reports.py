@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from perennial.decisions import drift
 from perennial.measures import profiles, reports
 from perennial.records import Decision, DriftEvidence
-from perennial.specs import ModelSpec, load_spec
+from perennial.spec import ModelSpec, load_spec
 
 COLUMNS = ["hr", "temp", "atemp", "hum", "windspeed", "prediction"]
 
@@ -34,7 +35,12 @@ def rows_of(spec: ModelSpec, rows: int, seed: int, **shifts: float) -> pd.DataFr
 def decide(spec: ModelSpec, reference: pd.DataFrame, current: pd.DataFrame) -> Decision:
     bounds = profiles.build_reference(pa.Table.from_pandas(reference), COLUMNS, spec.features.categorical, bins=10)
     found = profiles.profile(pa.Table.from_pandas(current), bounds)
-    return drift.decide(DriftEvidence("2012-05-05T00:00:00", bounds, found), spec.monitoring, None)
+    evidence = DriftEvidence("2012-05-05T00:00:00", bounds, found)
+    for number in range(drift.MIN_BATCHES):
+        usual = profiles.profile(pa.Table.from_pandas(rows_of(spec, 1500, 100 + number)), bounds)
+        batch = replace(evidence, partition=f"2012-04-{number + 1:02d}T00:00:00", current=usual)
+        evidence = replace(evidence, earlier=drift.extended(batch, spec.monitoring))
+    return drift.decide(evidence, spec.monitoring, None)
 
 
 def page(spec: ModelSpec, reference: pd.DataFrame, current: pd.DataFrame, decision: Decision) -> str:
@@ -57,11 +63,11 @@ def told_by_evidently(html: str) -> list[tuple[bool, float]]:
 
 
 def told_by_us(decision: Decision) -> list[tuple[bool, float]]:
-    return sorted((c["drifted"], round(c["psi"], 6)) for c in decision.statistics["columns"].values())
+    return sorted((c["drifted"], round(c["score"], 6)) for c in decision.statistics["columns"].values())
 
 
 def test_the_page_shows_our_verdict_first_and_evidently_agrees_on_every_column(spec: ModelSpec) -> None:
-    reference, current = rows_of(spec, 2000, 1), rows_of(spec, 1500, 2, temp=1.0, prediction=0.6)
+    reference, current = rows_of(spec, 2000, 1), rows_of(spec, 1500, 2, temp=1.5, prediction=1.0)
     decision = decide(spec, reference, current)
     assert decision.statistics["drifted"] == ["prediction", "temp"]
     html = page(spec, reference, current, decision)
@@ -102,7 +108,7 @@ def test_a_column_of_nulls_is_judged_but_not_drawn(spec: ModelSpec) -> None:
 
 
 def test_a_verdict_that_cannot_tell_is_shown_without_pictures(spec: ModelSpec) -> None:
-    reference, current = rows_of(spec, 2000, 1), rows_of(spec, 20, 2)
+    reference, current = rows_of(spec, 2000, 1), rows_of(spec, 9, 2)
     decision = decide(spec, reference, current)
     html = page(spec, reference, current, decision)
     assert "<b>CANNOT_TELL</b>" in html

@@ -1,1 +1,1 @@
-"""Alembic migrations of the ledger's tables; `perennial.stores.ledger.upgrade` runs them."""
+"""Alembic migrations of the ledger's tables; `perennial.stores.database.upgrade` runs them."""

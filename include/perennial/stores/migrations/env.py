@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from perennial.stores.ledger import VERSION_TABLE, metadata
+from perennial.stores.database import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -1,0 +1,62 @@
+"""The lane of challengers: one retrain and one rollout at a time. Asked by the sensor, a retrain and a rollout."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+
+from perennial.context import TaskContext
+from perennial.records import Deployment, Event, Figure, Kind, LedgerEntry, OpenedBody, ScoringBody, paired_slice
+from perennial.stores.ports import RETRAIN_LEASE, Ledger
+
+
+def occupied_by(context: TaskContext) -> str | None:
+    """What a new retrain would have to wait for: another one, or a rollout that is still young. None: nothing.
+
+    A rollout is young until it had one look with labels, so that it is judged at all before a newer challenger may take
+    its place; and never beyond its plan.
+    """
+    ledger = context.stores.ledger
+    now = ledger.deployment(context.model)
+    if now is not None and now.rollout_id is not None and _is_young(context, now):
+        return f"rollout {now.rollout_id}"
+    holder = ledger.holder(context.model, RETRAIN_LEASE)
+    return None if holder is None else f"run {holder}"
+
+
+def opening(ledger: Ledger, model: str, rollout_id: str) -> LedgerEntry:
+    """The entry that opened a rollout."""
+    entries = ledger.entries(model, kind=Kind.DEPLOYMENT, subject=rollout_id)
+    return next(entry for entry in entries if entry.verdict == Event.OPENED)
+
+
+def scorings_of(ledger: Ledger, now: Deployment) -> dict[int, dict[str, ScoringBody]]:
+    """Stage -> partition key -> how it was scored, of the rollout under way."""
+    opened = opening(ledger, now.model, str(now.rollout_id)).seq
+    scorings: defaultdict[int, dict[str, ScoringBody]] = defaultdict(dict)
+    # what was written before the rollout is not read: a ledger grows old, a rollout does not
+    for entry in ledger.entries(now.model, kind=Kind.SCORING, verdict={Event.SERVED}, since=opened):
+        scoring = entry.read(ScoringBody)
+        if scoring.deployment.rollout_id == now.rollout_id and scoring.deployment.stage >= 0:
+            scorings[scoring.deployment.stage][entry.subject] = scoring
+    return dict(scorings)
+
+
+def learnt_before(context: TaskContext, learnt_until: datetime | None) -> str:
+    """Key of the first partition all of whose rows are new to a version; empty where nobody knows what it learnt."""
+    if learnt_until is None:
+        return ""
+    schedule = context.spec.schedule
+    return schedule.key_at(learnt_until if schedule.is_tick(learnt_until) else schedule.tick_after(learnt_until))
+
+
+def _is_young(context: TaskContext, now: Deployment) -> bool:
+    ledger, age = context.stores.ledger, context.spec.rollout_plan.max_age
+    entry = opening(ledger, context.model, str(now.rollout_id))
+    if age is not None and context.as_of >= entry.as_of + age:
+        return False
+    new = learnt_before(context, entry.read(OpenedBody).learnt_until)
+    scored = {key for stage in scorings_of(ledger, now).values() for key in stage}
+    paired = ledger.measurements(context.model, name=Figure.PAIRED_DIFFERENCE, version=now.challenger)
+    against = paired_slice(now.champion)
+    return not any(m.slice == against and m.partition in scored and m.partition >= new for m in paired)

@@ -1,0 +1,84 @@
+"""The report of a batch for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from perennial.context import TaskContext
+from perennial.errors import LedgerError
+from perennial.loop.monitor.drift import compared_with
+from perennial.loop.monitor.predictions import scoring_of
+from perennial.records import Decision, Kind, Partition, ReportResult, ScoringBody
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def report(context: TaskContext, partition: Partition) -> ReportResult:
+    """Write the Evidently report of one monitored partition for people; our verdict stands at its top.
+
+    Raises:
+        LedgerError: the partition was never scored, or never monitored.
+    """
+    from perennial.measures import reports
+
+    spec, stores, settings = context.spec, context.stores, context.settings
+    champion = scoring_of(context, partition.key).read(ScoringBody).deployment.champion
+    drift = stores.ledger.entries(spec.name, kind=Kind.DRIFT, subject=partition.key, newest=1)
+    if not drift:
+        msg = f"batch {partition.key} of {spec.name!r} has no drift verdict yet. Run its monitoring first."
+        raise LedgerError(msg)
+    keys, _ = compared_with(context, partition.key, sorted(stores.lake.partitions("accepted", spec.name)))
+    if keys:
+        before = spec.schedule.partition_of_key(keys[-1]).bound
+        reference = _sample(context, since=keys[0], before=before, version=None)
+        against = f"batch {keys[0]}" if len(keys) == 1 else f"the batches {keys[0]} to {keys[-1]}"
+    else:
+        snapshot = stores.registry.version(spec.name, champion).snapshot
+        reference = _sample(
+            context,
+            since=spec.schedule.key_at(snapshot.start),
+            before=spec.schedule.key_at(snapshot.end),
+            version=snapshot.accepted_version,
+        )
+        against = f"the training data of version {champion}"
+    html = reports.drift_report(
+        reference,
+        _sample(context, since=partition.key, before=partition.bound, version=None),
+        spec,
+        drift[0].read(Decision),
+        rows=spec.monitoring.report_rows,
+        seed=spec.training.seed,
+        title=f"{spec.name}, batch {partition.key}, against {against}",
+        links={"ledger": drift[0].id},
+    )
+    folder = settings.reports / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{partition.key.replace(':', '')}.html"
+    path.write_text(html, encoding="utf-8")
+    removed = reports.keep_newest(folder, spec.monitoring.keep_reports)
+    return ReportResult(
+        path=str(path.relative_to(settings.reports)), removed=tuple(Path(name).name for name in removed)
+    )
+
+
+def _sample(context: TaskContext, *, since: str, before: str, version: int | None) -> pd.DataFrame:
+    """At most `monitoring.report_rows` rows, evenly spread over the span: every k-th one, the same in every call."""
+    spec, lake = context.spec, context.stores.lake
+    partitions = lake.partitions("accepted", spec.name, version=version)
+    total = sum(rows for key, rows in partitions.items() if since <= key < before)
+    step = max(1, -(-total // spec.monitoring.report_rows))
+    batches: list[pa.RecordBatch] = []
+    offset = 0
+    for batch in lake.scan(
+        "accepted", spec.name, columns=list(spec.features.names), since=since, before=before, version=version
+    ):
+        first = -offset % step
+        batches.append(batch.take(pa.array(np.arange(first, batch.num_rows, step))))
+        offset += batch.num_rows
+    frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
+    return frame

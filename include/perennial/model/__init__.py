@@ -1,0 +1,1 @@
+"""Fitting and predicting with a team's pipeline."""

@@ -1,0 +1,96 @@
+"""The connection to MLflow: opened at the first call, its errors raised as ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
+from perennial.stores.registry.artifacts import is_absence
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class Connection:
+    """MLflow at one address."""
+
+    def __init__(self, uri: str) -> None:
+        """Args: `uri` is a server's http:// address, or sqlite:///..."""
+        self.uri = uri
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own client; importing the library takes seconds, so it is made when it is first needed."""
+        _quieten()
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[None]:
+        """Foreign errors become ours; they name the address and what was asked.
+
+        Raises:
+            RegistryUnavailable: the server or its database does not answer.
+            RegistryError: it answered with an error.
+        """
+        import requests
+        import sqlalchemy as sa
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, requests.RequestException, sa.exc.SQLAlchemyError, OSError) as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, (requests.RequestException, sa.exc.OperationalError)):
+                    raise RegistryUnavailable(
+                        f"MLflow at {self.uri} does not answer ({what}): {error}. Start it, or correct "
+                        "MLFLOW_TRACKING_URI; the task may then run again."
+                    ) from error
+                cause = cause.__cause__ or cause.__context__
+            raise RegistryError(f"MLflow at {self.uri} refused ({what}): {error}.") from error
+
+    def download(self, source: str, into: Path, what: str) -> Path:
+        """The artifact's files, copied; a local folder of artifacts is read without asking MLflow.
+
+        Raises:
+            ArtifactMissing: there is nothing at `source`.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        with self.asking(f"download {what}"):
+            try:
+                return Path(download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=self.uri))
+            except (MlflowException, OSError) as error:
+                if is_absence(error):
+                    raise ArtifactMissing(
+                        f"{what}: nothing at {source}; the artifact is gone. Restore it from a backup, roll back, or "
+                        "retrain."
+                    ) from error
+                raise
+
+
+def _quieten() -> None:
+    """MLflow's own settings, which only the environment takes; what is set already stays."""
+    for name, value in {
+        # refused connections are reported within seconds instead of minutes
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401 - configures its loggers when first imported
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
