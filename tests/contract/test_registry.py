@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
@@ -170,6 +171,46 @@ def test_aliases_are_set_moved_and_taken_away(registry: Registry, run: TrainingR
     with pytest.raises(RegistryError, match="no version '9'"):
         registry.set_aliases(model, {"champion": "9"})
     assert registry.aliases(model) == {"champion": "2"}
+
+
+@pytest.mark.parametrize(("now", "wanted"), [("1", None), ("1", "2"), (None, "1")])
+def test_what_another_process_has_just_done_to_an_alias_is_no_error(
+    mlflow_registry: MlflowRegistry,
+    run: TrainingRun,
+    monkeypatch: pytest.MonkeyPatch,
+    now: str | None,
+    wanted: str | None,
+) -> None:
+    """Two processes read the aliases, then both change them: the second one finds its own change there."""
+    registry, model = mlflow_registry, run.spec.name
+    for n in (1, 2):
+        register(registry, replace(run, link=RunLink(f"run-{n}")))
+    registry.set_aliases(model, {"champion": now})
+    client = registry._client
+    name = "delete_registered_model_alias" if wanted is None else "set_registered_model_alias"
+    change = getattr(client, name)
+
+    def after_the_other(*args: str) -> None:
+        change(*args)
+        raise MlflowException("DELETE statement expected to delete 1 row(s); 0 were matched")
+
+    monkeypatch.setattr(client, name, after_the_other)
+    registry.set_aliases(model, {"champion": wanted})
+    assert registry.aliases(model).get("champion") == wanted
+
+
+def test_an_alias_that_mlflow_refuses_to_change_is_an_error(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, model = mlflow_registry, run.spec.name
+    register(registry, run)
+
+    def refuse(*args: str) -> None:
+        raise MlflowException("no")
+
+    monkeypatch.setattr(registry._client, "set_registered_model_alias", refuse)
+    with pytest.raises(RegistryError, match="set the alias 'champion'"):
+        registry.set_aliases(model, {"champion": "1"})
 
 
 def test_a_run_that_does_not_exist_cannot_be_tagged(registry: Registry) -> None:

@@ -253,11 +253,22 @@ def test_a_gain_in_one_huge_partition_must_be_beyond_what_partitions_vary_by() -
 
 
 def test_what_lost_less_and_is_no_worse_is_spared_the_later_stages_of_a_canary() -> None:
-    slight = [pair(0, -0.025, rows=10**6)]
+    slight = [pair(0, -0.04, rows=10**6)]
     assert live(slight, Rollout(), MONTH)[0].verdict is Verdict.PROMOTE
+    # one partition says little about the next, however many its rows: less of a gain needs two that agree
+    less = [pair(k, -0.025, rows=10**6) for k in range(2)]
+    assert [each.verdict for each in live(less, Rollout(), MONTH)] == [Verdict.ADVANCE, Verdict.PROMOTE]
     assert live(slight, Rollout(pace="stages"), MONTH)[0].verdict is Verdict.ADVANCE
     # no worse than the margin allows, and not the one that lost less
     assert live([pair(0, 0.005, rows=10**6)], Rollout(), MONTH)[0].verdict is Verdict.ADVANCE
+
+
+def test_one_bad_partition_of_many_rows_is_not_harm_beyond_chance() -> None:
+    """Partitions differ by themselves: twice the margin in one is two standard deviations of what is believed."""
+    assert live([pair(0, 0.05, rows=10**6)], Rollout(), MONTH)[0].verdict is Verdict.HOLD
+    assert live([pair(0, 0.15, rows=10**6)], Rollout(), MONTH)[0].verdict is Verdict.ROLL_BACK
+    # `pace: stages` is the rule of version 3, which believed a partition of many rows
+    assert live([pair(0, 0.05, rows=10**6)], Rollout(pace="stages"), MONTH)[0].verdict is Verdict.ROLL_BACK
 
 
 def test_a_stage_without_labels_is_not_ended_by_what_came_before() -> None:

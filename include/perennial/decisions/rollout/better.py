@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from perennial.decisions import statistics
-from perennial.decisions.rollout.look import MIN_GUARD_ROWS, Look, dispersion_to_be_better
+from perennial.decisions.rollout.look import MIN_GUARD_ROWS, Look, dispersion_to_end
 from perennial.records import PairedSum, PromotionEvidence
 from perennial.spec import Rollout
 
@@ -37,11 +37,11 @@ def shown_better(look: Look) -> str | None:
     if rows < max(MIN_GUARD_ROWS, look.min_rows) or not look.pairs[-1]:
         return None
     alpha = look.policy.alpha / _TESTS
-    dispersion = dispersion_to_be_better(look)
+    dispersion = dispersion_to_end(look)
     error = math.sqrt(look.row_variance * dispersion)
     upper = mean + statistics.mixture_bound(rows, alpha, look.planned_rows) * error / rows
     e_value = statistics.symmetry_e_value([_gain(pair) for pair in pairs])
-    look.statistics.update(difference_upper=upper, dispersion_to_be_better=dispersion, gain_e_value=e_value)
+    look.statistics.update(difference_upper=upper, dispersion_to_end=dispersion, gain_e_value=e_value)
     look.thresholds.update(difference_upper=0.0, gain_e_value=1 / alpha)
     newest = look.pairs[-1][-1]
     if mean >= 0 or newest.difference / newest.rows > look.thresholds["difference"]:

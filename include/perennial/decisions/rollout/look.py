@@ -68,8 +68,10 @@ class Look:
         champion = math.fsum(pair.champion for pair in every) / rows if rows else 0.0
         squares = math.fsum(pair.difference_squared for pair in every)
         variance = max(0.0, squares - rows * mean**2) / (rows - 1) if rows > 1 else 0.0
-        within, whole = _dispersions(pairs, variance, relative=policy.pace == "evidence")
-        bar = 0.0 if evidence.strategy == "ab" else policy.margin * abs(champion)
+        margin = policy.margin * abs(champion)
+        prior = _prior(every, variance, margin) if policy.pace == "evidence" else _PRIOR
+        within, whole = _dispersions(pairs, variance, prior, relative=policy.pace == "evidence")
+        bar = 0.0 if evidence.strategy == "ab" else margin
         return cls(
             evidence=evidence,
             policy=policy,
@@ -171,13 +173,13 @@ def _min_rows(policy: Rollout, partition_rows: int) -> int:
 
 
 def _dispersions(
-    stages: tuple[tuple[PairedSum, ...], ...], row_variance: float, *, relative: bool
+    stages: tuple[tuple[PairedSum, ...], ...], row_variance: float, prior: float, *, relative: bool
 ) -> tuple[float, float]:
     """By how much partitions vary more than their rows explain: within stages, and over the whole rollout.
 
     The guard looks within stages only: harm that begins with a later stage is a difference between stages, and must not
-    widen the error that it is judged by. To advance, such a difference counts like any other; with `relative` as
-    `share_residuals` have it.
+    widen the error that it is judged by; it ends the rollout, so it starts from `prior`. To advance, such a difference
+    counts like any other; with `relative` as `share_residuals` have it.
     """
     means = [[(float(pair.rows), pair.difference / pair.rows) for pair in stage] for stage in stages]
     within, within_degrees = statistics.within_group_squares(means)
@@ -185,7 +187,7 @@ def _dispersions(
         whole, degrees = share_residuals([pair for stage in stages for pair in stage])
     else:
         whole, degrees = statistics.within_group_squares([[mean for stage in means for mean in stage]])
-    return dispersion(within, within_degrees, row_variance), dispersion(whole, degrees, row_variance)
+    return dispersion(within, within_degrees, row_variance, prior), dispersion(whole, degrees, row_variance)
 
 
 def dispersion(squares: float, degrees: int, row_variance: float, prior: float = _PRIOR) -> float:
@@ -206,17 +208,21 @@ def share_residuals(pairs: Sequence[PairedSum]) -> tuple[float, int]:
     return statistics.within_group_squares([residuals])
 
 
-def dispersion_to_be_better(look: Look) -> float:
-    """As `dispersion`, for a claim that ends the rollout: a belief that does not vanish with the rows of a partition.
+def dispersion_to_end(look: Look) -> float:
+    """As `dispersion` over the whole rollout, for a claim that ends it: it starts from `_prior`."""
+    pairs = [pair for stage in look.pairs for pair in stage]
+    margin = look.policy.margin * abs(look.statistics["champion_loss"])
+    return dispersion(*share_residuals(pairs), look.row_variance, _prior(pairs, look.row_variance, margin))
+
+
+def _prior(pairs: Sequence[PairedSum], row_variance: float, margin: float) -> float:
+    """A belief that does not vanish with the rows of a partition: `margin` a row is one standard deviation.
 
     Until partitions have shown how they vary, their true difference is taken to vary by the margin, if that is more:
     rows without number in one partition say how it was, and not how the next one will be.
     """
-    pairs = [pair for stage in look.pairs for pair in stage]
     rows = math.fsum(pair.rows for pair in pairs)
-    if look.row_variance <= 0 or not rows:
-        return 1.0
-    between = (look.policy.margin * look.statistics["champion_loss"]) ** 2
+    if row_variance <= 0 or not rows:
+        return _PRIOR
     size = math.fsum(pair.rows**2 for pair in pairs) / rows
-    prior = max(_PRIOR, 1 + between * size / look.row_variance)
-    return dispersion(*share_residuals(pairs), look.row_variance, prior)
+    return max(_PRIOR, 1 + margin**2 * size / row_variance)

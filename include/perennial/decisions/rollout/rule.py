@@ -10,7 +10,7 @@ from perennial.decisions.conclusions import conclude, normalised
 from perennial.decisions.former import Former
 from perennial.decisions.rollout.better import shown_better
 from perennial.decisions.rollout.harm import SERVED, harms
-from perennial.decisions.rollout.look import Look
+from perennial.decisions.rollout.look import Look, dispersion_to_end
 from perennial.decisions.rollout.soundness import broken_experiment, surprising_shift
 from perennial.records import (
     ROLLED_BACK,
@@ -92,9 +92,7 @@ def _verdict(look: Look, history: RolloutHistory) -> tuple[Verdict, list[str], b
     if not (doubts or _still_bakes(look)) and look.policy.pace == "evidence" and (better := shown_better(look)):
         return Verdict.PROMOTE, [better], False
     waiting = waiting or _not_shown(look)
-    # what is shown to be no worse and has lost less so far gains nothing by more stages
-    no_more_stages = look.policy.pace == "evidence" and look.policy.strategy == "canary" and _lost_less(look)
-    last = no_more_stages or look.stages[-1].stage >= len(look.shares) - 1
+    last = look.stages[-1].stage >= len(look.shares) - 1 or (not waiting and _gains_nothing_by_more_stages(look))
     if ends and (waiting or not last):
         return _undecided(look, waiting, doubts)
     if waiting:
@@ -107,9 +105,13 @@ def _verdict(look: Look, history: RolloutHistory) -> tuple[Verdict, list[str], b
     return (Verdict.PROMOTE if last else Verdict.ADVANCE), [reason], False
 
 
-def _lost_less(look: Look) -> bool:
-    mean: float = look.statistics["difference"]
-    return mean < 0
+def _gains_nothing_by_more_stages(look: Look) -> bool:
+    """A canary that has lost less so far, and is shown to be no worse by the test that may end a rollout."""
+    if look.policy.pace != "evidence" or look.policy.strategy != "canary" or look.statistics["difference"] >= 0:
+        return False
+    z = look.statistics["z"] * math.sqrt(look.dispersion / dispersion_to_end(look))
+    look.statistics["z_to_end"] = z
+    return bool(z > look.thresholds["z"])
 
 
 def _hold(look: Look, waiting: list[str], *, tell: bool) -> tuple[Verdict, list[str], bool]:

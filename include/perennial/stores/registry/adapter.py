@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.errors import ArtifactMissing, RegistryError
+from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
 from perennial.records import (
     ModelVersion,
     MonitoringReference,
@@ -193,16 +193,27 @@ class MlflowRegistry:
         for named in filter(None, aliases.values()):
             self.version(model, named)
         before = self.aliases(model)
-        with self._mlflow.asking(f"set the aliases of {model!r}"):
-            for alias, version in aliases.items():
-                if version is None and alias in before:
-                    self._client.delete_registered_model_alias(model, alias)
-                elif version is not None and before.get(alias) != version:
-                    self._client.set_registered_model_alias(model, alias, version)
+        for alias, version in aliases.items():
+            if before.get(alias) != version:
+                self._set_alias(model, alias, version)
         after = self.aliases(model)
         differ = {alias: version for alias, version in aliases.items() if after.get(alias) != version}
         if differ:
             raise RegistryError(f"aliases of {model!r} were set to {differ}; read back {after}. Run it again.")
+
+    def _set_alias(self, model: str, alias: str, version: str | None) -> None:
+        """One alias; MLflow may refuse what another process has just done: what it holds afterwards counts."""
+        try:
+            with self._mlflow.asking(f"set the alias {alias!r} of {model!r}"):
+                if version is None:
+                    self._client.delete_registered_model_alias(model, alias)
+                else:
+                    self._client.set_registered_model_alias(model, alias, version)
+        except RegistryUnavailable:
+            raise
+        except RegistryError:
+            if self.aliases(model).get(alias) != version:
+                raise
 
 
 def _model_version(model: str, registered: RegisteredVersion) -> ModelVersion:
