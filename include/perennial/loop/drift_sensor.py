@@ -61,8 +61,9 @@ def decide(context: TaskContext, partition: Partition) -> RetrainingResult:
     Raises:
         LedgerError: nothing is deployed, or the partition has no health record.
     """
-    evidence = collect_evidence(context, partition)
     history = past_retrains(context.stores.ledger, context.model)
+    change = history.retrains[-1].change_partition if history.retrains else None
+    evidence = collect_evidence(context, partition, change)
     decision = retraining.decide(evidence, context.spec.retraining, history)
     key = f"retraining:{partition.key}:{context.run.run_id}"
     entry = context.append(Kind.RETRAINING, partition.key, decision.verdict, decision, key=key)
@@ -104,8 +105,8 @@ def _look_before(context: TaskContext, entry: LedgerEntry) -> LedgerEntry | None
     return None
 
 
-def collect_evidence(context: TaskContext, partition: Partition) -> RetrainingEvidence:
-    """All that is known of the serving champion at `as_of`."""
+def collect_evidence(context: TaskContext, partition: Partition, change: str | None = None) -> RetrainingEvidence:
+    """All that is known of the serving champion at `as_of`; `change`: the last retrain's point of change, if any."""
     spec, ledger, registry = context.spec, context.stores.ledger, context.stores.registry
     deployment = ledger.deployment(spec.name)
     health = ledger.entries(spec.name, kind=Kind.HEALTH, subject=partition.key, newest=1)
@@ -117,6 +118,7 @@ def collect_evidence(context: TaskContext, partition: Partition) -> RetrainingEv
     reference = registry.reference(version.run_id)
     measured = [m for m in ledger.measurements(spec.name, version=deployment.champion) if m.partition <= partition.key]
     variance = version.holdout_standard_error**2 * version.holdout_rows
+    trained_until = spec.schedule.key_at(version.snapshot.end)
     return RetrainingEvidence(
         partition=partition.key,
         as_of=context.as_of,
@@ -133,12 +135,13 @@ def collect_evidence(context: TaskContext, partition: Partition) -> RetrainingEv
         quarantined=_newest_is_quarantined(context, partition),
         champion_trained_until=version.snapshot.end,
         champion_rows=version.snapshot.rows,
-        new_rows=_labelled_since(ledger, spec.name, spec.schedule.key_at(version.snapshot.end)),
+        new_rows=_labelled_since(ledger, spec.name, trained_until),
         in_flight=lane.occupied_by(context) is not None,
         admitted_score_bins=tuple(score_bin.loss for score_bin in reference.loss_curve),
         baseline_loss=reference.baseline_loss,
         partition_hours=spec.schedule.cadence / timedelta(hours=1),
         label_delay_hours=spec.label.delay / timedelta(hours=1),
+        champion_rows_since_change=_labelled_since(ledger, spec.name, change, trained_until) if change else None,
     )
 
 
@@ -193,11 +196,15 @@ def _difference(ledger: Ledger, entry_id: str) -> float | None:
     return difference
 
 
-def _labelled_since(ledger: Ledger, model: str, key: str) -> int:
-    """Labelled rows of the partitions from `key` on; where several versions were measured, of the best covered one."""
+def _labelled_since(ledger: Ledger, model: str, key: str, until: str | None = None) -> int:
+    """Labelled rows of the partitions from `key` on, those before `until` alone if it is given.
+
+    Where several versions were measured, of the best covered one.
+    """
     rows: defaultdict[str, int] = defaultdict(int)
     for m in ledger.measurements(model, name=Figure.LOSS, since=key):
-        rows[m.partition] = max(rows[m.partition], m.rows)
+        if until is None or m.partition < until:
+            rows[m.partition] = max(rows[m.partition], m.rows)
     return sum(rows.values())
 
 

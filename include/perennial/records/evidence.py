@@ -112,6 +112,8 @@ class RetrainingEvidence(Strict):
     partition_hours: float = 168.0
     #: by how much labels come late: the newest data that anything can be learnt from are so old
     label_delay_hours: float = 0.0
+    #: of the champion's rows, those from the last retrain's point of change on; None: all of them
+    champion_rows_since_change: int | None = None
 
 
 @dataclass(frozen=True)

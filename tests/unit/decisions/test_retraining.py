@@ -376,6 +376,23 @@ def test_a_change_is_followed_up_when_its_window_has_doubled() -> None:
     assert decide(found, history=RetrainingHistory((past(60, **change), *follow))).verdict is Verdict.WAIT
 
 
+def test_rows_of_before_the_change_do_not_put_its_follow_up_off() -> None:
+    """A champion that learnt from 20,000 rows knows 700 since the change: with 700 more, it knows twice as much."""
+    history = RetrainingHistory((past(30, trigger=Trigger.LOST_QUALITY, change_partition="2013-04-01T00:00:00"),))
+
+    def asked(known: int | None, new_rows: int) -> object:
+        found = evidence(points([0.5] * 4), champion_rows=20_000, new_rows=new_rows, champion_rows_since_change=known)
+        return decide(found, history=history).statistics["trigger"]
+
+    assert asked(None, 19_999) is None
+    assert asked(None, 20_000) == "follow_up"
+    assert asked(700, 699) is None
+    assert asked(700, 700) == "follow_up"
+    # no row of the change had its label when it was fitted
+    assert asked(0, POLICY.min_labels - 1) is None
+    assert asked(0, POLICY.min_labels) == "follow_up"
+
+
 #: what was lost before the change that the next tests follow up
 BEFORE = loss(0.3, 5000)
 CHANGE = {"trigger": Trigger.LOST_QUALITY, "change_partition": "2013-04-01T00:00:00", "loss_before": BEFORE}
@@ -393,6 +410,19 @@ def followed(level: float, follow_ups: int = 0, new_rows: int = 4000, **changes:
 def test_a_mended_change_is_not_followed_up() -> None:
     assert followed(0.3).verdict is Verdict.WAIT
     assert followed(0.4).statistics["trigger"] == "follow_up"
+
+
+def test_a_budget_that_nobody_named_holds_back_a_follow_up_only_where_no_harm_is_shown() -> None:
+    many = tuple(past(100.0 + 10 * number) for number in range(25))
+    alarm = past(60, **{"admitted_loss": 0.3, **CHANGE})
+
+    def asked(level: float, budget: int | None) -> Verdict:
+        found = evidence(points([level] * 4), admitted=loss(level, 3000), champion_rows=4000, new_rows=4000)
+        return decide(found, with_(budget=budget), RetrainingHistory((*many, alarm))).verdict
+
+    assert asked(0.4, None) is Verdict.RETRAIN
+    assert asked(0.4, 12) is Verdict.WAIT
+    assert asked(0.31, None) is Verdict.WAIT
 
 
 def test_a_change_that_is_shown_not_to_be_mended_is_followed_up_more_often() -> None:

@@ -70,6 +70,20 @@ def test_while_the_newest_batch_is_quarantined_lost_quality_is_no_reason_to_retr
     assert made.decide(stores, made.day(6), "after the mending").verdict == "RETRAIN"
 
 
+def test_the_champions_rows_since_a_change_are_those_it_could_learn_from(made: MadeModel, world: World) -> None:
+    stores = world("promoted")
+    champion = stores.registry.version("made", "2")
+    seen = [made.day(n) for n in range(12) if made.day(n).end <= champion.snapshot.end]
+    context = made.context(stores, made.day(12).end)
+
+    def rows(change: int) -> int | None:
+        return drift_sensor.collect_evidence(context, made.day(8), made.day(change).key).champion_rows_since_change
+
+    assert len(seen) > 2
+    assert [rows(n) for n in range(len(seen) + 1)] == [400 * (len(seen) - n) for n in range(len(seen) + 1)]
+    assert drift_sensor.collect_evidence(context, made.day(8)).champion_rows_since_change is None
+
+
 def test_a_lost_batch_does_not_stop_the_loop(own_made: MadeModel, world: World) -> None:
     """Nobody mends day 4: its rows are in no training window, and what came after it was accepted."""
     made, stores = own_made, world("stable")

@@ -17,20 +17,21 @@ _SUCCEEDED = frozenset({Outcome.ADMITTED, Outcome.PROMOTED})
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A refit after a change: the key of the first partition to learn from, and why."""
+    """A refit after a change: the key of the first partition to learn from, why, and whether harm is still shown."""
 
     change: str
     reason: str
+    worse: bool
 
 
 def follow_up(record: ChampionRecord, history: RetrainingHistory) -> FollowUp | None:
     """Whether one more refit after the last change pays.
 
-    The champion must have doubled its rows, and must not be as good as before the change. Only the first refit is made
-    before the champion's own labels come. Where it is shown to be worse
-    still, more refits are worth their cost, in wider steps where the change goes on: another alarm was raised before
-    the first change was mended, or twice the rows made nothing better. In the last case the rows of the champion are of
-    a concept that has passed, and those that came after it are learnt from alone.
+    The rows that are known since the change must have doubled, and the champion must not be as good as before the
+    change. Only the first refit is made before the champion's own labels come. Where it is shown to be worse still,
+    more refits are worth their cost, in wider steps where the change goes on: another alarm was raised before the first
+    change was mended, or twice the rows made nothing better. In the last case the rows of the champion are of a concept
+    that has passed, and those that came after it are learnt from alone.
     """
     past, evidence = by_time(history), record.evidence
     if not past or past[-1].outcome not in _SUCCEEDED or past[-1].change_partition is None:
@@ -47,17 +48,28 @@ def follow_up(record: ChampionRecord, history: RetrainingHistory) -> FollowUp | 
     worse = excess.above_with_95(record.min_rise)
     no_better = worse and last.trigger == Trigger.FOLLOW_UP and excess.level > last.admitted_loss - record.min_rise
     again = alarm > 0 and past[alarm].loss_before is not None and past[alarm - 1].loss_before == past[alarm].loss_before
-    wanted = (2 if no_better or again else 1) * evidence.champion_rows
+    known = _rows_since_change(record)
+    wanted = (2 if no_better or again else 1) * known
     if not evidence.new_rows >= wanted > 0 or follow_ups >= (_MAX_FOLLOW_UPS_WHEN_WORSE if worse else _MAX_FOLLOW_UPS):
         return None
-    rows = f"{evidence.new_rows} new rows, the champion learnt from {evidence.champion_rows}"
+    rows = f"{evidence.new_rows} new rows, the champion learnt from {known} since the change"
     if no_better and record.realised.points and (point := record.realised.points[0]):
         return FollowUp(
             point.partition,
             f"The change goes on, its newest rows are learnt alone. Follow-up: {rows}, which made nothing better",
+            worse,
         )
     change = str(last.change_partition)
-    return FollowUp(change, f"The change at {change} is not shown to be mended. Follow-up: {rows}")
+    return FollowUp(change, f"The change at {change} is not shown to be mended. Follow-up: {rows}", worse)
+
+
+def _rows_since_change(record: ChampionRecord) -> int:
+    """Rows that the champion has learnt from since the change: those of before teach nothing about it."""
+    evidence = record.evidence
+    if evidence.champion_rows_since_change is None:
+        return evidence.champion_rows
+    # one that was fitted before any such row had its label waits for enough of them to be judged by
+    return min(evidence.champion_rows, max(evidence.champion_rows_since_change, record.policy.min_labels or 1))
 
 
 def loss_before(record: ChampionRecord, trigger: Trigger | None, change: str, history: RetrainingHistory) -> LossSum:

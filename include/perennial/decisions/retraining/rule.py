@@ -42,19 +42,20 @@ _TWICE = 2
 _HOUR = timedelta(hours=1)
 #: what asks without any harm shown
 _PLANNED = frozenset({Trigger.FOLLOW_UP, Trigger.SCHEDULE, Trigger.NEW_DATA})
-#: what asks because the champion is shown to have become worse
-_SHOWN_HARM = frozenset({Trigger.LOST_QUALITY, Trigger.ESTIMATED_HARM})
 #: outcomes after which the champion is still the old one
 _FRUITLESS = frozenset({Outcome.REFUSED, Outcome.ROLLED_BACK, Outcome.FAILED})
 
 
 @dataclass(frozen=True)
 class _Cause:
-    """What asks for a retrain, the key of the first partition after the change, and the sentence for a person."""
+    """What asks for a retrain, and the sentence for a person."""
 
     trigger: Trigger
     reason: str
+    #: key of the first partition after the change
     change: str | None = None
+    #: whether the champion is shown to be worse than before
+    harm: bool = False
 
 
 def decide(evidence: RetrainingEvidence, policy: Retraining, history: RetrainingHistory) -> Decision:
@@ -133,11 +134,11 @@ def _cause(record: ChampionRecord, history: RetrainingHistory, failed: str) -> _
         change = change_point(record.realised, record.score_bins) if lost or was_better else None
         return _Cause(Trigger.INCIDENT, failed, change)
     if lost:
-        return _Cause(Trigger.LOST_QUALITY, lost, change_point(record.realised, record.score_bins))
+        return _Cause(Trigger.LOST_QUALITY, lost, change_point(record.realised, record.score_bins), harm=True)
     if harm and evidence.drift_verdict == Verdict.DRIFTED:
-        return _Cause(Trigger.ESTIMATED_HARM, harm, change_point(record.estimated, ()))
+        return _Cause(Trigger.ESTIMATED_HARM, harm, change_point(record.estimated, ()), harm=True)
     if refit := follow_up(record, history):
-        return _Cause(Trigger.FOLLOW_UP, refit.reason, refit.change)
+        return _Cause(Trigger.FOLLOW_UP, refit.reason, refit.change, refit.worse)
     return _planned(evidence, record.policy, age)
 
 
@@ -193,8 +194,7 @@ def _blocks(
         when = past[-1].as_of.isoformat()
         blocks.append(f"The cooldown is not over: the last retrain was at {when}, the cooldown is {_days(cooldown)}")
     used = sum(1 for p in past if p.as_of > evidence.as_of - policy.budget_window and p.trigger != Trigger.INCIDENT)
-    harm = cause is not None and cause.trigger in _SHOWN_HARM
-    if used >= budget and (of_the_spec or not harm):
+    if used >= budget and (of_the_spec or cause is None or not cause.harm):
         blocks.append(
             f"The budget is used up: {used} retrains in {_days(policy.budget_window)}, the budget is {budget}"
         )
