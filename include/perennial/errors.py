@@ -24,8 +24,11 @@ PerennialError
     │   └── LeaseTaken        another run holds the single-flight lease
     └── RegistryError         MLflow could not be reached, or refused
         ├── RegistryUnavailable
-        ├── ArtifactMissing   the version is registered, its artifact is gone
-        └── UntrustedType     the artifact holds a type outside the trust list
+        └── ArtifactError     one version is at fault, not MLflow
+            ├── ArtifactMissing   the version is registered, its artifact is gone
+            ├── ArtifactChanged   its bytes are not those that the ledger names
+            ├── ArtifactBroken    its bytes cannot be read as a model
+            └── UntrustedType     it holds a type outside the trust list
 
 Every message says what, where, both values, and what to do.
 """
@@ -133,9 +136,21 @@ class RegistryUnavailable(RegistryError):
     """The MLflow server does not answer."""
 
 
-class ArtifactMissing(RegistryError):
+class ArtifactError(RegistryError):
+    """One version cannot be used, and the fault is its own: MLflow answered, and other versions may load."""
+
+
+class ArtifactMissing(ArtifactError):
     """A version is registered but its artifact is gone."""
 
 
-class UntrustedType(RegistryError):
+class ArtifactChanged(ArtifactError):
+    """A version's bytes are not those that the ledger names."""
+
+
+class ArtifactBroken(ArtifactError):
+    """A version's bytes cannot be read as a model."""
+
+
+class UntrustedType(ArtifactError):
     """A model artifact holds a type outside the trust list."""

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import (
 
 from perennial.context import TaskContext, parse_as_of, present
 from perennial.errors import (
-    ArtifactMissing,
+    ArtifactError,
     BatchError,
     EvidenceError,
     LeaseTaken,
@@ -27,7 +27,6 @@ from perennial.errors import (
     SourceEmpty,
     SpecError,
     TrainingError,
-    UntrustedType,
 )
 from perennial.records import Partition, RunLink
 from perennial.spec import ModelSpec
@@ -40,14 +39,13 @@ if TYPE_CHECKING:
 
 #: A second try finds the same rows, the same spec or the same bytes, and fails the same way.
 NOT_RETRIED = (
-    ArtifactMissing,
+    ArtifactError,
     BatchError,
     EvidenceError,
     LedgerTampered,
     SourceEmpty,
     SpecError,
     TrainingError,
-    UntrustedType,
 )
 
 

@@ -284,7 +284,12 @@ def test_an_admitted_challenger_starts_its_rollout_which_takes_over_the_lease(
     run = scheduler.run(made, "retrain", conf=asked(made))
     assert run.tasks == {**dict.fromkeys(RETRAIN_TASKS, "success"), "abandon": "skipped"}
     assert run.state == "success"
-    assert written(stores, run) == [("freeze", "snapshot", "FROZEN"), ("gate", "promotion", "ADMIT")]
+    assert written(stores, run) == [
+        ("freeze", "snapshot", "FROZEN"),
+        ("train", "artifact", "LOGGED"),
+        ("gate", "promotion", "ADMIT"),
+        ("gate", "artifact", "REGISTERED"),
+    ]
     frozen, gate = entries_of(stores, run)
     assert frozen.read(SnapshotBody).reason == "lost quality"
     assert frozen.read(SnapshotBody).snapshot.start == made.day(HARMED - 2).start

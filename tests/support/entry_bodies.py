@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perennial.records import (
     AdvanceBody,
+    ArtifactBody,
     Body,
     Decision,
     Event,
@@ -32,6 +33,7 @@ BODIES: dict[tuple[Kind, str | None], type[Body | Decision]] = {
     (Kind.RETRAINING, None): Decision,
     (Kind.RETRAIN, None): RetrainBody,
     (Kind.SNAPSHOT, None): SnapshotBody,
+    (Kind.ARTIFACT, None): ArtifactBody,
     (Kind.REUSE, None): Decision,
     (Kind.PROMOTION, None): Decision,
     (Kind.DEPLOYMENT, Event.FIRST_CHAMPION): FirstChampionBody,

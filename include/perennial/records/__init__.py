@@ -8,6 +8,7 @@ from __future__ import annotations
 from perennial.records.batch import CheckFailure, ColumnProfile, Partition, Profile, ValidationReport
 from perennial.records.bodies import (
     AdvanceBody,
+    ArtifactBody,
     Body,
     DataQuality,
     FirstChampionBody,
@@ -83,6 +84,7 @@ __all__ = [
     "AdvanceBody",
     "AdvanceResult",
     "Against",
+    "ArtifactBody",
     "Body",
     "Calibration",
     "CheckFailure",

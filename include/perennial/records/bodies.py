@@ -119,6 +119,18 @@ class SnapshotBody(Body):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArtifactBody(Body):
+    """Kind `artifact`: which bytes may be loaded."""
+
+    #: SHA-256 over the names and bytes of the model's files
+    artifact_digest: str
+    mlflow_run_id: str
+    #: `training`: computed from the files before they left the process. `opening`: the entry that opened the version's
+    #: rollout named it. `first_load`: nothing older in the ledger did, and it is what MLflow held at that moment
+    known_from: Literal["training", "opening", "first_load"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FirstChampionBody(Body):
     """Kind `deployment`, FIRST_CHAMPION."""
 

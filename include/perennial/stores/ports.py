@@ -247,11 +247,19 @@ class TrainingRun:
     importance: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LoggedRun:
+    """A training in MLflow, and the digest of its model's files."""
+
+    run_id: str
+    artifact_digest: str
+
+
 class Registry(Protocol):
     """Runs, model artifacts, versions and aliases (MLflow)."""
 
-    def log_run(self, run: TrainingRun) -> str:
-        """Write the run with its model, profile and lineage; its id. Idempotent by `run.link.run_id`.
+    def log_run(self, run: TrainingRun) -> LoggedRun:
+        """Write the run with its model, profile and lineage. Idempotent by `run.link.run_id`.
 
         Raises:
             RegistryUnavailable: the server does not answer (its address is named).
@@ -287,7 +295,7 @@ class Registry(Protocol):
         """One version.
 
         Raises:
-            RegistryError: no such version; those that exist are named.
+            ArtifactMissing: no such version; those that exist are named.
         """
         ...
 
@@ -295,11 +303,15 @@ class Registry(Protocol):
         """All versions, oldest first."""
         ...
 
-    def load(self, model: str, version: str) -> Any:
-        """The fitted scikit-learn estimator. Never executes a pickle.
+    def load(self, model: str, version: str, *, digest: str) -> Any:
+        """The fitted scikit-learn estimator, where its bytes have the digest. Never executes a pickle.
+
+        The digest is the ledger's (`loop/artifacts.py`): what the registry itself says of a version is no witness.
 
         Raises:
-            ArtifactMissing: registered, but the artifact is gone.
+            ArtifactMissing: no such version, or its artifact is gone.
+            ArtifactChanged: the bytes have another digest.
+            ArtifactBroken: they cannot be read as a model.
             UntrustedType: a type outside the trust list.
         """
         ...

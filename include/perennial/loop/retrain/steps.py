@@ -16,7 +16,7 @@ from perennial.data.labels import collect_labels
 from perennial.data.snapshots import narrowed, read_snapshot, take_snapshot
 from perennial.decisions import promotion
 from perennial.errors import LeaseTaken, NotEnoughRows
-from perennial.loop import lane
+from perennial.loop import artifacts, lane
 from perennial.loop.retrain.evaluation import evaluate, reference_profile
 from perennial.loop.retrain.former import returned_champion
 from perennial.loop.retrain.windows import SINCE_CHANGE, ChosenWindow, choose_window
@@ -148,7 +148,9 @@ def train(context: TaskContext, snapshot: Snapshot) -> str:
     snapshot = narrowed(context, snapshot, chosen.start)
     rows, window = _since(spec, rows, chosen.start), _since(spec, window, chosen.start)
     fitted = _fit(context, snapshot, window, chosen)
-    return context.stores.registry.log_run(_training_run(context, snapshot, rows, fitted, chosen))
+    logged = context.stores.registry.log_run(_training_run(context, snapshot, rows, fitted, chosen))
+    artifacts.record_run(context, logged)
+    return logged.run_id
 
 
 def _training_run(
@@ -246,7 +248,7 @@ def gate(context: TaskContext, mlflow_run_id: str) -> GateResult:
     if result.verdict != Verdict.ADMIT:
         context.stores.ledger.release(context.model, RETRAIN_LEASE, context.run.run_id)
         return result
-    version = registry.register(context.model, mlflow_run_id, tags).version
+    version = artifacts.register(context, mlflow_run_id, tags).version
     return replace(result, version=version, first=_serve_first(context, version, result))
 
 

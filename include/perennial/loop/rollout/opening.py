@@ -7,7 +7,7 @@ from statistics import median_low
 from perennial.context import TaskContext
 from perennial.decisions import rollout as rule
 from perennial.errors import LedgerError, RegistryError, SpecError
-from perennial.loop import lane
+from perennial.loop import artifacts, lane
 from perennial.loop.rollout.deployments import deployment_of, reconcile
 from perennial.records import Deployment, Event, Kind, ModelVersion, OpenedBody, ScoringBody, SupersededBody, Verdict
 from perennial.stores.ports import RETRAIN_LEASE
@@ -26,7 +26,7 @@ def require_approval(context: TaskContext, version: str, digest: str | None) -> 
     """
     if context.spec.rollout.approval == "none":
         return
-    artifact = context.stores.registry.version(context.model, version).artifact_digest
+    artifact = artifacts.digest_of(context, version)
     if digest is None or len(digest) < SHORTEST_DIGEST or not artifact.startswith(digest):
         msg = (
             f"version {version} of {context.model!r} needs a person's approval, bound to its artifact digest "
@@ -40,9 +40,10 @@ def require_digest(context: TaskContext, version: str, proposed: str) -> None:
     """Check that the artifact of `version` is the one that was proposed, and perhaps approved, for this rollout.
 
     Raises:
+        ArtifactChanged: MLflow and the ledger name different ones.
         SpecError: it is another one; both digests are named.
     """
-    artifact = context.stores.registry.version(context.model, version).artifact_digest
+    artifact = artifacts.digest_of(context, version)
     if artifact != proposed:
         msg = (
             f"version {version} of {context.model!r} has artifact digest {artifact}, proposed was {proposed}. Somebody "
@@ -165,7 +166,7 @@ def _opened(context: TaskContext, champion: str, version: ModelVersion, approved
     rows = [entry.read(ScoringBody).rows for entry in scored if entry.verdict == Event.SERVED]
     return OpenedBody(
         version=version.version,
-        artifact_digest=version.artifact_digest,
+        artifact_digest=artifacts.digest_of(context, version.version),
         steps=policy.steps,
         approved_by=approved_by,
         learnt_until=version.snapshot.end,

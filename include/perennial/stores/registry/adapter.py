@@ -19,7 +19,7 @@ from perennial.records import (
     from_json,
     reference_in,
 )
-from perennial.stores.ports import TrainingRun
+from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import TRUSTED_TYPES, load_model
 from perennial.stores.registry.connection import Connection
 from perennial.stores.registry.runs import PREFIX, write_run
@@ -59,7 +59,7 @@ class MlflowRegistry:
 
     # --- runs --------------------------------------------------------------------------------------------------
 
-    def log_run(self, run: TrainingRun) -> str:
+    def log_run(self, run: TrainingRun) -> LoggedRun:
         """Write the run with its model, profile and lineage; see `ports.Registry.log_run`."""
         trusted = self._trust(run.spec.name) | set(run.spec.training.trusted_types)
         with self._mlflow.asking(f"log the run {run.link.run_id!r} of {run.spec.name!r}"):
@@ -129,20 +129,16 @@ class MlflowRegistry:
         """All versions, oldest first; those that another program registered are left out."""
         return tuple(_model_version(model, registered) for registered in self._registered(model))
 
-    def load(self, model: str, version: str) -> Any:
-        """The fitted estimator, built from skops after its types and its digest were checked.
+    def load(self, model: str, version: str, *, digest: str) -> Any:
+        """The fitted estimator, built from skops after its digest and its types were checked; see `ports.Registry`.
 
-        Raises:
-            ArtifactMissing: registered, but the artifact is gone.
-            UntrustedType: a pickle, or a type outside the trust list.
-            RegistryError: the bytes are not the ones that were registered.
+        MLflow's own tag says nothing here: who can put a file there can set the tag as well.
         """
-        registered = self._registered_version(model, version)
+        source = self._registered_version(model, version).source
         what = f"version {version} of {model!r}"
-        expected = _model_version(model, registered).artifact_digest
         with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
-            folder = self._mlflow.download(registered.source, Path(scratch), what)
-            return load_model(folder, self._trust(model), what=what, source=registered.source, digest=expected)
+            folder = self._mlflow.download(source, Path(scratch), what)
+            return load_model(folder, self._trust(model), what=what, source=source, digest=digest)
 
     def profile(self, model: str, version: str) -> Profile:
         """The reference profile that was saved with the version; see `ports.Registry.profile`."""
@@ -154,7 +150,7 @@ class MlflowRegistry:
     def _registered_version(self, model: str, version: str) -> RegisteredVersion:
         registered = {str(v.version): v for v in self._registered(model)}
         if version not in registered:
-            raise RegistryError(
+            raise ArtifactMissing(
                 f"model {model!r} has no version {version!r} in MLflow at {self._mlflow.uri}; it has "
                 f"{list(registered)}."
             )
