@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import ArtifactError, LakeError, LedgerError
+from perennial.errors import ArtifactError, LakeError, LedgerError, explained
 from perennial.loop import artifacts
 from perennial.model.prediction import predict_batches, prediction_field
 from perennial.records import (
@@ -136,7 +136,7 @@ def _load(context: TaskContext, deployment: Deployment, counts: _Counts) -> dict
         except ArtifactError as error:
             # a challenger that is broken must not stop the champion: its predictions are missing, and counted so. All
             # else (MLflow does not answer, or refuses) says nothing about the challenger: the task is tried again
-            counts.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
+            counts.errors[deployment.challenger] = explained(error)
     return estimators
 
 

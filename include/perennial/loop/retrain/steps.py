@@ -15,7 +15,7 @@ from perennial.data.batches import accept_history
 from perennial.data.labels import collect_labels
 from perennial.data.snapshots import narrowed, read_snapshot, take_snapshot
 from perennial.decisions import promotion
-from perennial.errors import LeaseTaken, NotEnoughRows
+from perennial.errors import LeaseTaken, NotEnoughRows, explained
 from perennial.loop import artifacts, lane
 from perennial.loop.retrain.evaluation import evaluate, reference_profile
 from perennial.loop.retrain.former import returned_champion
@@ -305,7 +305,7 @@ def abandoned_on_error(context: TaskContext) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        abandon(context, f"{type(error).__name__}: {error}", held_by=context.run.run_id)
+        abandon(context, explained(error), held_by=context.run.run_id)
         raise
 
 
