@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     """MLflow's tracking and registry address: a server's `http://` address, or `sqlite:///...`. By default `mlflow.db`
     in the home folder."""
     airflow_url: str = "http://127.0.0.1:8080"
-    """Address of Airflow's UI, for links in alerts and pages."""
+    """Address of Airflow's UI as people type it, for links in alerts and pages. Behind a proxy it is the origin whose
+    pages may change something."""
     mlflow_url: str = "http://127.0.0.1:5000"
     """Address of MLflow's UI, for links in alerts and pages."""
 
