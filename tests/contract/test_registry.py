@@ -243,6 +243,18 @@ def test_a_run_holds_all_that_an_auditor_asks_for(mlflow_registry: MlflowRegistr
     assert sorted((r.data.params["depth"], r.data.metrics["loss"]) for r in nested) == [("2", 0.4), ("3", 0.3)]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\0", '{"loss_curve": 3}'])
+def test_papers_of_a_run_that_cannot_be_read_are_the_versions_own_fault(
+    content: str, mlflow_registry: MlflowRegistry, run: TrainingRun
+) -> None:
+    run_id = mlflow_registry.log_run(run).run_id
+    for name in ("evidence.json", "monitoring_reference.json"):
+        mlflow_registry._client.log_text(run_id, content, name)
+    for read in (mlflow_registry.evidence, mlflow_registry.reference):
+        with pytest.raises(ArtifactBroken, match=f"of run {run_id}.*cannot be read"):
+            read(run_id)
+
+
 def test_an_earlier_run_whose_evidence_holds_monitorings_reference_is_read(
     mlflow_registry: MlflowRegistry, run: TrainingRun, project: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from clones import spoil
 from made_model import MadeModel
 
-from perennial.errors import ArtifactChanged, RegistryError, RegistryUnavailable
+from perennial.errors import ArtifactBroken, ArtifactChanged, RegistryError, RegistryUnavailable
 from perennial.loop import artifacts, rollout
 from perennial.records import ArtifactBody, Event, Kind, LedgerEntry
 from perennial.stores.memory import MemoryRegistry
@@ -139,6 +139,25 @@ def test_mlflow_that_fails_at_the_challenger_says_nothing_about_it(
             made.score(stores, made.day(6))
     assert stores.ledger.entries("made", kind=Kind.SCORING, subject=made.day(6).key) == ()
     assert made.score(stores, made.day(6)).errors == {}
+
+
+def test_a_challenger_without_its_reference_does_not_stop_monitoring(
+    made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = world("opened")
+    made.score(stores, made.day(6))
+    challengers = stores.registry.version("made", "2").run_id
+    reference = stores.registry.reference
+
+    def broken(run_id: str) -> object:
+        if run_id == challengers:
+            raise ArtifactBroken("monitoring_reference.json cannot be read")
+        return reference(run_id)
+
+    monkeypatch.setattr(stores.registry, "reference", broken)
+    made.monitor(stores, made.day(6))
+    assert {m.name for m in stores.ledger.measurements("made", version="2")} >= {"loss", "paired_difference"}
+    assert made.judge(stores, made.day(6)).verdict == "ADVANCE"
 
 
 class LacksAll:
