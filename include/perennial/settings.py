@@ -25,6 +25,12 @@ class Settings(BaseSettings):
     ledger: str = ""
     """SQLAlchemy URL of the ledger: `sqlite:///...` or `postgresql+psycopg2://...`. By default `ledger.db` in the home
     folder."""
+    heads: str = ""
+    """Where the head of the ledger's chain is kept after every entry, signed: a folder or `s3://bucket/prefix` that
+    whoever can write to the ledger's database cannot write to. By default nowhere."""
+    heads_key: Path | None = None
+    """PEM file with the Ed25519 key that signs the heads (`openssl genpkey -algorithm ed25519`); to verify, its public
+    half is enough."""
     suites: Path = PROJECT / "great_expectations"
     """Folder that holds `expectations/<suite>.json`."""
     mlflow: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")

@@ -193,6 +193,7 @@ def test_a_measured_batch_publishes_its_health_before_the_report_for_people(
     assert [(kind, task) for task, kind, _ in written(stores, run)] == [
         ("drift", "monitor"),
         ("label_drift", "monitor"),
+        ("measurement", "monitor"),
         ("health", "monitor"),
     ]
     health = entries_of(stores, run)[-1]

@@ -11,14 +11,51 @@ from typing import Any
 
 from perennial.context import TaskContext
 from perennial.errors import ArtifactChanged
-from perennial.records import ArtifactBody, Event, Kind, LedgerEntry, ModelVersion, OpenedBody
+from perennial.records import (
+    ArtifactBody,
+    Event,
+    Kind,
+    LedgerEntry,
+    ModelVersion,
+    OpenedBody,
+    PromotionEvidence,
+    digest,
+    to_json,
+)
 from perennial.stores.ports import LoggedRun
 
 
-def record_run(context: TaskContext, logged: LoggedRun) -> None:
-    """Write the digest of a model that was just fitted into the ledger; a second try finds the first one's entry."""
-    body = ArtifactBody(artifact_digest=logged.artifact_digest, mlflow_run_id=logged.run_id, known_from="training")
+def record_run(context: TaskContext, logged: LoggedRun, evidence: PromotionEvidence | None) -> None:
+    """Write the digests of a model that was just fitted, and of its evidence, into the ledger.
+
+    A second try finds the entry. One that finds only the run, for the first died in between, knows of no evidence: it
+    has its own, and the run that of the first.
+    """
+    body = ArtifactBody(
+        artifact_digest=logged.artifact_digest,
+        mlflow_run_id=logged.run_id,
+        known_from="training",
+        evidence_digest=digest(to_json(evidence)) if logged.wrote and evidence is not None else None,
+    )
     context.append(Kind.ARTIFACT, logged.run_id, Event.LOGGED, body, key=f"logged:{logged.run_id}")
+
+
+def evidence_of(context: TaskContext, mlflow_run_id: str) -> PromotionEvidence:
+    """What the gate judges of a run, where it is what the training wrote.
+
+    Raises:
+        ArtifactMissing, ArtifactBroken: see `Registry.evidence`.
+        ArtifactChanged: it is not.
+    """
+    evidence = context.stores.registry.evidence(mlflow_run_id)
+    entry = _newest(context, mlflow_run_id)
+    known = None if entry is None else entry.read(ArtifactBody).evidence_digest
+    if known is not None and known != (actual := digest(to_json(evidence))):
+        raise ArtifactChanged(
+            f"the evidence of run {mlflow_run_id} of {context.model!r} in MLflow has digest {actual}, the ledger says "
+            f"{known}. Somebody changed it after the training. Find out who, and train again."
+        )
+    return evidence
 
 
 def register(context: TaskContext, mlflow_run_id: str, tags: dict[str, str]) -> ModelVersion:

@@ -14,6 +14,7 @@ from perennial.records.bodies import (
     FirstChampionBody,
     HealthBody,
     LabelDrift,
+    MeasuredBody,
     OpenedBody,
     OverrideBody,
     RetrainBody,
@@ -34,7 +35,7 @@ from perennial.records.conclusion import (
 from perennial.records.decision import PROMOTED, ROLLED_BACK, Decision, Verdict
 from perennial.records.deployment import Deployment
 from perennial.records.encoding import Json, canonical, digest, from_json, to_json
-from perennial.records.entry import EntryHead, LedgerEntry
+from perennial.records.entry import EntryHead, LedgerEntry, SignedHead
 from perennial.records.evidence import (
     MEASURED_IN_BATCH,
     Against,
@@ -110,6 +111,7 @@ __all__ = [
     "LossBin",
     "LossSum",
     "Measure",
+    "MeasuredBody",
     "Measurement",
     "ModelVersion",
     "MonitoringReference",
@@ -142,6 +144,7 @@ __all__ = [
     "ScoringBody",
     "ScoringResult",
     "ServedSum",
+    "SignedHead",
     "Snapshot",
     "SnapshotBody",
     "StageBody",

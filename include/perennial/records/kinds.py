@@ -16,6 +16,8 @@ class Kind(StrEnum):
     DRIFT = "drift"
     #: decision of the drift rule on the labels of one batch
     LABEL_DRIFT = "label_drift"
+    #: the digests of figures that were measured
+    MEASUREMENT = "measurement"
     #: one batch was measured
     HEALTH = "health"
     #: decision of the retraining rule
@@ -75,6 +77,8 @@ class Event(StrEnum):
     FAILED = "FAILED"
     #: snapshot
     FROZEN = "FROZEN"
+    #: measurement: figures were written
+    MEASURED = "MEASURED"
     #: artifact: a model was fitted and written to MLflow; the subject is its run there
     LOGGED = "LOGGED"
     #: artifact: it became a version; the subject is the version

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,13 @@ def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def utc_text(moment: datetime) -> str:
+    """UTC, always with microseconds: as text it sorts as time does."""
+    if moment.tzinfo is None:
+        raise LedgerError(f"time {moment.isoformat()} is naive. Pass a time with a zone.")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def shown(url: sa.URL) -> str:

@@ -161,10 +161,11 @@ class MemoryRegistry:
     def log_run(self, run: TrainingRun) -> LoggedRun:
         """Keep the run; see `ports.Registry.log_run`."""
         run_id = digest([run.spec.name, run.link.run_id])[:32]
-        if run_id not in self._runs:
+        wrote = run_id not in self._runs
+        if wrote:
             kept = replace(run, estimator=copy.deepcopy(run.estimator))
             self._runs[run_id] = _Run(kept, {"perennial.run_id": run.link.run_id})
-        return LoggedRun(run_id, _artifact_digest(run_id, self._runs[run_id].run))
+        return LoggedRun(run_id, _artifact_digest(run_id, self._runs[run_id].run), wrote)
 
     def register(self, model: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         """Make the run's model a version; see `ports.Registry.register`."""

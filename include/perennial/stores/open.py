@@ -19,6 +19,7 @@ from perennial.stores.registry import MlflowRegistry
 
 if TYPE_CHECKING:
     from perennial.settings import Settings
+    from perennial.stores.heads import Heads
 
 
 #: databases that MLflow itself can keep its tables in
@@ -39,13 +40,31 @@ def open_stores(settings: Settings) -> Stores:
     served = _is_address(settings.tracking_uri)
     return Stores(
         lake=DeltaLake(settings.lake_root, _s3_options(settings) if "://" in settings.lake_root else None),
-        ledger=SqlLedger(make_engine(settings.ledger_url)),
+        ledger=SqlLedger(make_engine(settings.ledger_url), heads_of(settings)),
         registry=MlflowRegistry(
             settings.tracking_uri,
             artifacts=None if served else str((settings.home / "artifacts").resolve()),
             trusted=partial(_trusted_types, settings),
         ),
     )
+
+
+def heads_of(settings: Settings) -> Heads | None:
+    """Where the ledger's heads are signed and kept; None where that is not set.
+
+    Raises:
+        LedgerError: a place without a key, or a key that is none.
+    """
+    if not settings.heads:
+        return None
+    from perennial.stores.heads import Heads
+
+    if settings.heads_key is None:
+        raise LedgerError(
+            f"PERENNIAL_HEADS is {settings.heads}, but PERENNIAL_HEADS_KEY names no key to sign with. Make one with "
+            "`openssl genpkey -algorithm ed25519 -out heads.pem`."
+        )
+    return Heads(settings.heads, settings.heads_key)
 
 
 def _check_addresses(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from perennial.records import (
     Profile,
     PromotionEvidence,
     RunLink,
+    SignedHead,
     Snapshot,
     Trial,
 )
@@ -175,8 +176,14 @@ class Ledger(Hashable, Protocol):
         """
         ...
 
-    def measure(self, measurements: Iterable[Measurement]) -> None:
-        """Store numbers; the same (model, partition, name, version, slice, as_of) again replaces the value."""
+    def measure(
+        self, measurements: Iterable[Measurement], *, subject: str | None = None, run: RunLink | None = None
+    ) -> None:
+        """Store numbers; the same (model, partition, name, version, slice, as_of) again replaces the value.
+
+        With `run`, the numbers are all those of one model and one `as_of`: they replace whatever their partitions had
+        of that moment, and an entry with their digests (`MeasuredBody`), about `subject`, is written with them.
+        """
         ...
 
     def measurements(
@@ -203,8 +210,10 @@ class Ledger(Hashable, Protocol):
         """Who has the lease."""
         ...
 
-    def verify(self, model: str | None = None) -> int:
-        """Check every chain; the number of entries checked.
+    def verify(self, model: str | None = None, against: Sequence[SignedHead] = ()) -> int:
+        """Check every chain, its deployments and its measurements; the number of entries checked.
+
+        `against` are heads that were signed and kept elsewhere: the chains must hold every one of them.
 
         Raises:
             LedgerTampered: names the first entry that was edited, dropped or reordered.
@@ -253,6 +262,8 @@ class LoggedRun:
 
     run_id: str
     artifact_digest: str
+    #: False: an earlier try had logged it, and what it fitted is what counts
+    wrote: bool = True
 
 
 class Registry(Protocol):

@@ -118,6 +118,23 @@ def test_a_challenger_that_an_older_release_opened_has_the_digest_of_its_opening
     assert (body.artifact_digest, body.known_from) == (approved, "opening")
 
 
+def test_evidence_that_somebody_changed_is_not_judged(
+    made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = world("harmed")
+    evidence = stores.registry.evidence
+
+    def flattering(run_id: str) -> object:
+        return replace(evidence(run_id), baseline_loss=9.0)
+
+    monkeypatch.setattr(stores.registry, "evidence", flattering)
+    with pytest.raises(ArtifactChanged, match=r"the evidence of run \w+ of 'made'.*the ledger says"):
+        made.retrain(stores, made.day(5).end, "retrain-1", "", made.day(3).key)
+    assert [e.subject for e in stores.ledger.entries("made", kind=Kind.PROMOTION)] == [
+        stores.registry.version("made", "1").run_id
+    ]
+
+
 # --- whose fault is it? ----------------------------------------------------------------------------------------------
 
 

@@ -38,8 +38,15 @@ if TYPE_CHECKING:
 LEAST_LOOKBACK = 3
 
 
-def measure_quality(context: TaskContext, partition: Partition) -> tuple[list[str], dict[str, LedgerEntry]]:
+def measure_quality(
+    context: TaskContext, partition: Partition, figures: list[Measurement]
+) -> tuple[list[str], dict[str, LedgerEntry]]:
     """Collect labels known by `as_of` and measure every scored partition of the lookback whose labels changed.
+
+    Args:
+        context: the model, and who measures it when.
+        partition: the newest one.
+        figures: what was measured is added here.
 
     Returns:
         the keys that were measured, and the label drift entries of those whose labels are all due.
@@ -60,11 +67,11 @@ def measure_quality(context: TaskContext, partition: Partition) -> tuple[list[st
         if _is_measured(context, older, before.get(older.key), rows):
             continue
         if context.as_of >= older.end + spec.label.delay:
-            # before the measurement, which ends the partition's turn: a run that dies in between comes back here
+            # before the measurement is written, which ends the partition's turn: a run that dies in between comes back
             entry = _judge_labels(context, older, references)
             if entry is not None:
                 label_drift[older.key] = entry
-        stores.ledger.measure(_quality_of(context, older, rows))
+        figures += _quality_of(context, older, rows)
         measured.append(older.key)
     return measured, label_drift
 

@@ -148,8 +148,9 @@ def train(context: TaskContext, snapshot: Snapshot) -> str:
     snapshot = narrowed(context, snapshot, chosen.start)
     rows, window = _since(spec, rows, chosen.start), _since(spec, window, chosen.start)
     fitted = _fit(context, snapshot, window, chosen)
-    logged = context.stores.registry.log_run(_training_run(context, snapshot, rows, fitted, chosen))
-    artifacts.record_run(context, logged)
+    run = _training_run(context, snapshot, rows, fitted, chosen)
+    logged = context.stores.registry.log_run(run)
+    artifacts.record_run(context, logged, run.evidence)
     return logged.run_id
 
 
@@ -224,7 +225,7 @@ def _fit(context: TaskContext, snapshot: Snapshot, window: pd.DataFrame, chosen:
 def gate(context: TaskContext, mlflow_run_id: str) -> GateResult:
     """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once."""
     registry = context.stores.registry
-    evidence = registry.evidence(mlflow_run_id)
+    evidence = artifacts.evidence_of(context, mlflow_run_id)
     decision = promotion.decide(evidence, context.spec.gate, None)
     link = replace(context.run, mlflow_run_id=mlflow_run_id)
     key = f"promotion:{mlflow_run_id}"

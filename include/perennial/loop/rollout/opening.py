@@ -55,7 +55,7 @@ def require_digest(context: TaskContext, version: str, proposed: str) -> None:
 def first_share(context: TaskContext, version: str) -> float:
     """The share that `version` would serve first, if its rollout were opened now: for the person who approves it."""
     registry, policy = context.stores.registry, context.spec.rollout_plan
-    evidence = registry.evidence(registry.version(context.model, version).run_id)
+    evidence = artifacts.evidence_of(context, registry.version(context.model, version).run_id)
     return policy.steps[rule.start(evidence, policy, deployment_of(context).champion, _blind(context)).stage]
 
 
@@ -135,7 +135,7 @@ def _supersede(context: TaskContext, now: Deployment, version: ModelVersion) -> 
         entry.seq > opened and entry.verdict == Verdict.ADMIT
         for entry in ledger.entries(model, kind=Kind.PROMOTION, subject=version.run_id)
     )
-    if not admitted or context.stores.registry.evidence(version.run_id).champion != now.champion:
+    if not admitted or artifacts.evidence_of(context, version.run_id).champion != now.champion:
         msg = (
             f"{model!r} has rollout {rollout_id} of version {now.challenger} under way; version {version.version} was "
             f"not admitted since, against champion {now.champion}, and cannot take its place. Wait for it, "
@@ -160,8 +160,8 @@ def _supersede(context: TaskContext, now: Deployment, version: ModelVersion) -> 
 
 def _opened(context: TaskContext, champion: str, version: ModelVersion, approved_by: str | None) -> OpenedBody:
     """What is fixed before the first row is seen: what was learnt, the size of a partition, the first stage."""
-    policy, registry = context.spec.rollout_plan, context.stores.registry
-    start = rule.start(registry.evidence(version.run_id), policy, champion, _blind(context))
+    policy = context.spec.rollout_plan
+    start = rule.start(artifacts.evidence_of(context, version.run_id), policy, champion, _blind(context))
     scored = context.stores.ledger.entries(context.model, kind=Kind.SCORING, newest=_BATCHES)
     rows = [entry.read(ScoringBody).rows for entry in scored if entry.verdict == Event.SERVED]
     return OpenedBody(

@@ -94,7 +94,7 @@ def _complete_run(client: MlflowClient, experiment: str, link: str) -> LoggedRun
     complete = next((run for run in earlier if run.info.status == "FINISHED"), None)
     if complete is None:
         return None
-    return LoggedRun(str(complete.info.run_id), str(complete.data.tags[f"{PREFIX}artifact_digest"]))
+    return LoggedRun(str(complete.info.run_id), str(complete.data.tags[f"{PREFIX}artifact_digest"]), wrote=False)
 
 
 def _log_model(client: MlflowClient, run: TrainingRun, experiment: str, run_id: str, folder: Path) -> str:
