@@ -70,6 +70,10 @@ def type_in(made: MadeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("PERENNIAL_LAKE", "PERENNIAL_LEDGER", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
 
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        # what the registry hands over to MLflow ends with the test
+        monkeypatch.setenv(name, "")
+
     def run(command: str, code: int = 1, **settings: str) -> str:
         with monkeypatch.context() as patch:
             for name, value in settings.items():
