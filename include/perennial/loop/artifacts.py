@@ -25,17 +25,17 @@ from perennial.records import (
 from perennial.stores.ports import LoggedRun
 
 
-def record_run(context: TaskContext, logged: LoggedRun, evidence: PromotionEvidence | None) -> None:
+def record_run(context: TaskContext, logged: LoggedRun, evidence: PromotionEvidence) -> None:
     """Write the digests of a model that was just fitted, and of its evidence, into the ledger.
 
-    A second try finds the entry. One that finds only the run, for the first died in between, knows of no evidence: it
-    has its own, and the run that of the first.
+    A second try finds the entry. One that finds only the run, for the first died in between, takes what that one wrote.
     """
+    judged = evidence if logged.wrote else context.stores.registry.evidence(logged.run_id)
     body = ArtifactBody(
         artifact_digest=logged.artifact_digest,
         mlflow_run_id=logged.run_id,
         known_from="training",
-        evidence_digest=digest(to_json(evidence)) if logged.wrote and evidence is not None else None,
+        evidence_digest=digest(to_json(judged)),
     )
     context.append(Kind.ARTIFACT, logged.run_id, Event.LOGGED, body, key=f"logged:{logged.run_id}")
 

@@ -150,7 +150,8 @@ def train(context: TaskContext, snapshot: Snapshot) -> str:
     fitted = _fit(context, snapshot, window, chosen)
     run = _training_run(context, snapshot, rows, fitted, chosen)
     logged = context.stores.registry.log_run(run)
-    artifacts.record_run(context, logged, run.evidence)
+    if run.evidence is not None:
+        artifacts.record_run(context, logged, run.evidence)
     return logged.run_id
 
 
