@@ -58,7 +58,7 @@ def rollout_dag(spec: ModelSpec) -> DAG:
 
         @task(execution_timeout=timedelta(minutes=30))
         def begin() -> dict[str, str]:
-            from perennial.loop import rollout
+            from perennial.loop import artifacts, rollout
 
             with model_task(spec) as context:
                 if params()["rollback"] or params()["advance"]:
@@ -68,9 +68,9 @@ def rollout_dag(spec: ModelSpec) -> DAG:
                     raise SpecError(
                         "parameter 'version' is empty; name a registered version, or set 'advance' or 'rollback'."
                     )
-                version = context.stores.registry.version(spec.name, params()["version"])
-                share = rollout.first_share(context, version.version)
-                return {"version": version.version, "digest": version.artifact_digest, "share": f"{share:.0%}"}
+                version = params()["version"]
+                digest = artifacts.digest_of(context, version)
+                return {"version": version, "digest": digest, "share": f"{rollout.first_share(context, version):.0%}"}
 
         @task(task_id="open", execution_timeout=timedelta(minutes=30))
         def open_rollout(proposed: dict[str, str]) -> None:

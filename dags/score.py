@@ -9,8 +9,9 @@ Backfill; or `airflow backfill create`): monitoring follows, and predictions tha
   first at the report in Data Docs. Runbook: `docs/runbooks/quarantine.md`.
 - `validate`, any other error: the source is empty, unreadable, or lacks a column. The error names the batch, both
   values and the cure. Runbook: `docs/runbooks/failure.md`.
-- `score`: a model could not be loaded, or a table not written. Look first at MLflow, then at the lake's path. Runbook:
-  `docs/runbooks/failure.md`.
+- `score`: the champion could not be loaded, or a table not written. Look first at MLflow, then at the lake's path.
+  Runbook: `docs/runbooks/failure.md`. A broken challenger fails nothing: the champion serves every row, and an alert
+  says so. Runbook: `docs/runbooks/rollback.md`.
 
 Clear the failed task when the cause is mended. Both tasks may run any number of times.
 """
@@ -24,6 +25,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, get_current_context, task
 
 from perennial.records import to_json
 from perennial.spec import ModelSpec
+from perennial_airflow import notify
 from perennial_airflow.assets import predictions
 from perennial_airflow.wiring import batch_task
 from perennial_airflow.workflow import make_dag, specs_for
@@ -57,7 +59,10 @@ def score_dag(spec: ModelSpec) -> DAG:
             from perennial.loop import score
 
             with batch_task(spec) as (context, partition):
-                scored = to_json(score.score(context, partition))
+                result = score.score(context, partition)
+                if result.errors:
+                    notify.challenger_broken(spec, partition.key, result.errors, context.run.url)
+            scored = to_json(result)
             get_current_context()["outlet_events"][predictions(spec)].extra = scored
             return scored
 

@@ -2,8 +2,8 @@
 
 * One week's temperatures arrive in Celsius: the batch must be quarantined, and must not trigger a retrain.
 * One week's file is empty: refused with a clear error.
-* One challenger's artifact is exchanged after its gate for a model that learnt the opposite: the canary must roll it
-  back, and the champion must stay.
+* One challenger's artifact is exchanged in its canary for a model that learnt the opposite, and MLflow's tag with it:
+  its bytes are not those that the ledger names, so it serves nothing and is rolled back, and the champion must stay.
 
 The first two need the readers inside Airflow's processes to misbehave: this module is imported there, through
 PERENNIAL_PRELOAD, and wraps the reader that `perennial.data.sources` loads from the model's folder.
@@ -107,7 +107,7 @@ def spoil_artifact(context: TaskContext, version: str) -> None:
     source = str(client.get_model_version(spec.name, version).source)
     folder = context.settings.home / "mlflow-artifacts" / source.removeprefix("mlflow-artifacts:/")
     skops.io.dump(spoilt, folder / "model.skops")
-    # the fault is planted before the digest is taken: what was registered is what serves, and it is wrong
+    # MLflow itself would now serve it
     client.set_model_version_tag(spec.name, version, "perennial.artifact_digest", digest_folder(folder))
 
 

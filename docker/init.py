@@ -24,6 +24,8 @@ def main() -> None:
     upgrade(Settings().ledger_url)
     for bucket in os.environ["BUCKETS"].split():
         make_bucket(bucket)
+    for bucket in os.environ["VERSIONED_BUCKETS"].split():
+        keep_versions(bucket)
 
 
 def write_passwords(file: Path) -> None:
@@ -40,6 +42,11 @@ def make_bucket(name: str) -> None:
     except ClientError as error:
         if error.response["Error"]["Code"] != "BucketAlreadyOwnedByYou":
             raise
+
+
+def keep_versions(bucket: str) -> None:
+    """From now on an object that is overwritten or deleted can be fetched as it was."""
+    boto3.client("s3").put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def redis_url() -> str:
     try:
         client.ping()
     except redis.exceptions.ConnectionError as error:
-        _absent(f"PERENNIAL_TEST_REDIS={url} does not answer ({error}). Start Redis.")
+        from perennial.errors import without_secrets
+
+        _absent(without_secrets(f"PERENNIAL_TEST_REDIS={url} does not answer ({error}). Start Redis."))
     finally:
         client.close()
     return url

@@ -279,7 +279,7 @@ def _deaths(made: Any, last: Stores, folder: Path, *, step: int) -> dict[str, li
     for version in ("1", "2"):
         known = last.registry.version("made", version)
         run = last.registry._runs[known.run_id].run  # type: ignore[attr-defined]  # noqa: SLF001 - to log it anew
-        registry.register("made", registry.log_run(run), {})
+        registry.register("made", registry.log_run(run).run_id, {})
     registry.set_aliases("made", last.registry.aliases("made"))
     clone(last, base / "ledger.db").close()
     found: dict[str, list[dict[str, Any]]] = {}

@@ -24,17 +24,51 @@ PerennialError
     │   └── LeaseTaken        another run holds the single-flight lease
     └── RegistryError         MLflow could not be reached, or refused
         ├── RegistryUnavailable
-        ├── ArtifactMissing   the version is registered, its artifact is gone
-        └── UntrustedType     the artifact holds a type outside the trust list
+        └── ArtifactError     one version is at fault, not MLflow
+            ├── ArtifactMissing   the version is registered, its artifact is gone
+            ├── ArtifactChanged   its bytes are not those that the ledger names
+            ├── ArtifactBroken    its bytes cannot be read as a model
+            └── UntrustedType     it holds a type outside the trust list
 
-Every message says what, where, both values, and what to do.
+Every message says what, where, both values, and what to do, and holds no password: see `without_secrets`.
 """
 
 from __future__ import annotations
 
+import re
+
+#: `scheme://user:password@`; a password may hold a slash, where no port stands before it
+_PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s:/@?#'\"]*):(?!\d+/)[^\s@'\"]*@")
+#: `https://token@`: a name alone is a secret there; a database's user is not
+_TOKEN = re.compile(r"(?i)\b(https?://)[^\s:/@?#'\"]+@")
+#: `?password=`, `&sslpassword=`, `&X-Amz-Signature=`
+_PARAMETER = re.compile(
+    r"(?i)([?&;][^=&\s?'\"]*(?:passw|pwd|secret|token|sslkey|api_?key|access_?key|signature|credential)[^=&\s]*=)"
+    r"[^&\s'\"]*"
+)
+#: a Slack webhook is an address that whoever knows it may post to
+_WEBHOOK = re.compile(r"(?i)(/services/)T\w+/B\w+/\w+")
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` in the place of passwords and tokens in its addresses.
+
+    Every address that is printed, logged or written into the ledger goes through here.
+    """
+    shown = _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", text))
+    return _WEBHOOK.sub(r"\1***", _PARAMETER.sub(r"\1***", shown))
+
+
+def explained(error: BaseException) -> str:
+    """Type and message of any error, for the ledger and for people."""
+    return f"{type(error).__name__}: {without_secrets(str(error))}"
+
 
 class PerennialError(Exception):
     """Base of all errors raised on purpose; the CLI prints its message without a traceback."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class SpecError(PerennialError):
@@ -133,9 +167,21 @@ class RegistryUnavailable(RegistryError):
     """The MLflow server does not answer."""
 
 
-class ArtifactMissing(RegistryError):
+class ArtifactError(RegistryError):
+    """One version cannot be used, and the fault is its own: MLflow answered, and other versions may load."""
+
+
+class ArtifactMissing(ArtifactError):
     """A version is registered but its artifact is gone."""
 
 
-class UntrustedType(RegistryError):
+class ArtifactChanged(ArtifactError):
+    """A version's bytes are not those that the ledger names."""
+
+
+class ArtifactBroken(ArtifactError):
+    """A version's bytes cannot be read as a model."""
+
+
+class UntrustedType(ArtifactError):
     """A model artifact holds a type outside the trust list."""

@@ -25,13 +25,20 @@ class Settings(BaseSettings):
     ledger: str = ""
     """SQLAlchemy URL of the ledger: `sqlite:///...` or `postgresql+psycopg2://...`. By default `ledger.db` in the home
     folder."""
+    heads: str = ""
+    """Where the head of the ledger's chain is kept after every entry, signed: a folder or `s3://bucket/prefix` that
+    whoever can write to the ledger's database cannot write to. By default nowhere."""
+    heads_key: Path | None = None
+    """PEM file with the Ed25519 key that signs the heads (`openssl genpkey -algorithm ed25519`); to verify, its public
+    half is enough."""
     suites: Path = PROJECT / "great_expectations"
     """Folder that holds `expectations/<suite>.json`."""
     mlflow: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
     """MLflow's tracking and registry address: a server's `http://` address, or `sqlite:///...`. By default `mlflow.db`
     in the home folder."""
     airflow_url: str = "http://127.0.0.1:8080"
-    """Address of Airflow's UI, for links in alerts and pages."""
+    """Address of Airflow's UI as people type it, for links in alerts and pages. Behind a proxy it is the origin whose
+    pages may change something."""
     mlflow_url: str = "http://127.0.0.1:5000"
     """Address of MLflow's UI, for links in alerts and pages."""
 

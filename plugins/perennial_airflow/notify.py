@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from perennial.errors import BatchQuarantined
+from perennial.errors import BatchQuarantined, without_secrets
 from perennial.records import Event, Verdict
 from perennial.spec import ModelSpec
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from perennial.settings import Settings
 
 log = logging.getLogger(__name__)
+#: what Slack's own client says; it writes the webhook's whole address, by which anybody could post
+slack_log = logging.getLogger(f"{__name__}.slack")
+
+
+def _hide(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+slack_log.addFilter(_hide)
 
 SLACK_TIMEOUT_SECONDS = 10
 
@@ -46,13 +56,26 @@ class Alert:
     def text(self) -> str:
         """The message in Slack's markup; the log shows the same."""
         lines = [
-            f"*{self.headline}* | {self.model} | {self.subject}",
-            f"What happened: {self.happened}",
-            f"Do first: {self.first}",
+            f"*{slack_text(self.headline)}* | {slack_text(self.model)} | {slack_text(self.subject)}",
+            f"What happened: {slack_text(self.happened)}",
+            f"Do first: {slack_text(self.first)}",
         ]
         if self.links:
-            lines.append(" | ".join(f"<{url}|{name}>" for name, url in self.links.items()))
-        return "\n".join(lines)
+            lines.append(" | ".join(f"<{slack_link(url)}|{slack_text(name)}>" for name, url in self.links.items()))
+        return without_secrets("\n".join(lines))
+
+
+def slack_text(text: str) -> str:
+    """Text that Slack shows as it is: three characters are markup, and `<!channel>` would call everybody.
+
+    https://docs.slack.dev/messaging/formatting-message-text#escaping
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def slack_link(url: str) -> str:
+    """An address inside a link: what would end it is percent encoded."""
+    return slack_text(url.replace("<", "%3C").replace(">", "%3E").replace("|", "%7C"))
 
 
 def send(spec: ModelSpec, alert: Alert) -> bool:
@@ -68,7 +91,7 @@ def send(spec: ModelSpec, alert: Alert) -> bool:
         from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
         hook = SlackWebhookHook(
-            slack_webhook_conn_id=spec.alerts.slack_conn_id, timeout=SLACK_TIMEOUT_SECONDS, logger=log
+            slack_webhook_conn_id=spec.alerts.slack_conn_id, timeout=SLACK_TIMEOUT_SECONDS, logger=slack_log
         )
         body: dict[str, Any] = {"text": alert.text}
         if spec.alerts.channel:
@@ -139,6 +162,22 @@ def incident(spec: ModelSpec, subject: str, happened: str, log_url: str) -> None
         subject=f"batch {subject}",
         happened=happened,
         first="Ask whether its predictions should be used until it is replaced; follow docs/runbooks/incident.md.",
+        links={"Log": log_url, "Status": status_url(spec)},
+    )
+    send(spec, alert)
+
+
+def challenger_broken(spec: ModelSpec, subject: str, errors: Mapping[str, str], log_url: str) -> None:
+    """A challenger could not be loaded, or gave no predictions; the champion served every row."""
+    alert = Alert(
+        headline="Challenger broken",
+        model=spec.name,
+        subject=f"batch {subject}",
+        happened="; ".join(f"version {version}: {error}" for version, error in errors.items()),
+        first=(
+            "Nothing for the consumers: the champion served every row. The rollout is rolled back when the batch was "
+            "measured; find out who or what broke the version (docs/runbooks/rollback.md)."
+        ),
         links={"Log": log_url, "Status": status_url(spec)},
     )
     send(spec, alert)
@@ -317,14 +356,14 @@ def _settings() -> Settings:
 
 def status_url(spec: ModelSpec) -> str:
     """The model's status page in the Airflow UI."""
-    return f"{_settings().airflow_url}/perennial/status/{quote(spec.name)}"
+    return without_secrets(f"{_settings().airflow_url}/perennial/status/{quote(spec.name)}")
 
 
 def reports_url(spec: ModelSpec) -> str:
     """The model's reports."""
-    return f"{_settings().airflow_url}/perennial/reports/{quote(spec.name)}"
+    return without_secrets(f"{_settings().airflow_url}/perennial/reports/{quote(spec.name)}")
 
 
 def mlflow_model_url(spec: ModelSpec) -> str:
     """The model's versions in MLflow."""
-    return f"{_settings().mlflow_url}/#/models/{quote(spec.name)}"
+    return without_secrets(f"{_settings().mlflow_url}/#/models/{quote(spec.name)}")

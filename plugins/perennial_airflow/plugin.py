@@ -1,4 +1,4 @@
-"""What Perennial adds to the Airflow UI: a status page a model, and the reports."""
+"""What Perennial adds to the Airflow UI: a status page a model, the reports, and a guard of every change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
+
+from perennial_airflow.origin import OwnOrigin
 
 
 @cache
@@ -23,12 +25,22 @@ async def serve_pages(scope: Any, receive: Any, send: Any) -> None:
     await _pages()(scope, receive, send)
 
 
+def people_see_it_at() -> str:
+    """The address of Airflow's UI, as it is set."""
+    from perennial.settings import Settings
+
+    return Settings().airflow_url
+
+
 class PerennialPlugin(AirflowPlugin):
     """Pages below `/perennial`, and their entry in the navigation."""
 
     name = "perennial"
     fastapi_apps: list[Any] = [  # noqa: RUF012 - the base class declares instance variables
         {"app": serve_pages, "url_prefix": "/perennial", "name": "Perennial"}
+    ]
+    fastapi_root_middlewares: list[Any] = [  # noqa: RUF012 - the same
+        {"middleware": OwnOrigin, "kwargs": {"allowed": people_see_it_at}, "name": "changes from our own pages only"}
     ]
     external_views: list[Any] = [  # noqa: RUF012 - the same
         {"name": "Perennial", "href": "/perennial/status", "destination": "nav", "url_route": "perennial"}

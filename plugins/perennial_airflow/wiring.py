@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from airflow.sdk import BaseHook, get_current_context
 from airflow.sdk.exceptions import (
@@ -16,10 +17,11 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
     DagRunTriggerException,
 )
+from airflow.sdk.log import mask_secret
 
 from perennial.context import TaskContext, parse_as_of, present
 from perennial.errors import (
-    ArtifactMissing,
+    ArtifactError,
     BatchError,
     EvidenceError,
     LeaseTaken,
@@ -27,7 +29,8 @@ from perennial.errors import (
     SourceEmpty,
     SpecError,
     TrainingError,
-    UntrustedType,
+    explained,
+    without_secrets,
 )
 from perennial.records import Partition, RunLink
 from perennial.spec import ModelSpec
@@ -40,14 +43,13 @@ if TYPE_CHECKING:
 
 #: A second try finds the same rows, the same spec or the same bytes, and fails the same way.
 NOT_RETRIED = (
-    ArtifactMissing,
+    ArtifactError,
     BatchError,
     EvidenceError,
     LedgerTampered,
     SourceEmpty,
     SpecError,
     TrainingError,
-    UntrustedType,
 )
 
 
@@ -93,13 +95,29 @@ def _opened() -> Iterator[tuple[Stores, Settings, RunLink]]:
 
     try:
         settings_now = settings()
+        mask_secrets(settings_now)
         with open_stores(settings_now) as stores:
             yield stores, settings_now, run_link(get_current_context())
     except LeaseTaken as error:
         raise AirflowSkipException(str(error)) from error
     except NOT_RETRIED as error:
-        msg = f"{type(error).__name__}: {error}"
-        raise AirflowFailException(msg) from error
+        raise AirflowFailException(explained(error)) from error
+
+
+def mask_secrets(settings_now: Settings) -> None:
+    """Tell Airflow what must not stand in a task's log, whoever writes it: also a library's own traceback."""
+    secrets = [settings_now.environment.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")]
+    for url in (settings_now.ledger_url, settings_now.tracking_uri, settings_now.lake_root):
+        try:
+            parts = urlsplit(url)
+            secrets.append(unquote(parts.password) if parts.password else None)
+        except ValueError:
+            # no address at all; opening the stores says so
+            continue
+        # what `without_secrets` would hide of each parameter
+        secrets += [value for name, value in parse_qsl(parts.query) if without_secrets(f"?{name}=x") != f"?{name}=x"]
+    for secret in filter(None, secrets):
+        mask_secret(secret)
 
 
 def _partition(spec: ModelSpec, context: Context) -> Partition:
@@ -117,7 +135,7 @@ def _partition(spec: ModelSpec, context: Context) -> Partition:
 def run_link(context: Context) -> RunLink:
     """The task that is running, with the address of its log."""
     ti = context["ti"]
-    return RunLink(run_id=ti.run_id, dag_id=ti.dag_id, task_id=ti.task_id, url=ti.log_url)
+    return RunLink(run_id=ti.run_id, dag_id=ti.dag_id, task_id=ti.task_id, url=without_secrets(ti.log_url))
 
 
 def settings() -> Settings:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import skops.io
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
@@ -27,7 +28,14 @@ from sklearn.linear_model import LogisticRegression, TweedieRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, UntrustedType
+from perennial.errors import (
+    ArtifactBroken,
+    ArtifactChanged,
+    ArtifactMissing,
+    RegistryError,
+    RegistryUnavailable,
+    UntrustedType,
+)
 from perennial.records import (
     Calibration,
     ColumnProfile,
@@ -43,7 +51,8 @@ from perennial.records import (
 from perennial.spec import ModelSpec, load_spec
 from perennial.stores.memory import MemoryRegistry
 from perennial.stores.ports import Registry, TrainingRun
-from perennial.stores.registry import TRUSTED_TYPES, MlflowRegistry
+from perennial.stores.registry import TRUSTED_TYPES, MlflowRegistry, digest_folder
+from perennial.stores.registry.artifacts import load_model, save_model
 
 ROWS = pd.DataFrame({"distance": np.linspace(0, 1, 80), "seats": np.arange(80.0) % 7})
 LATE = (ROWS["distance"] > 0.5).astype(int)
@@ -100,11 +109,11 @@ def run(spec: ModelSpec) -> TrainingRun:
 
 
 def register(registry: Registry, run: TrainingRun, **tags: str) -> str:
-    return registry.register(run.spec.name, registry.log_run(run), tags).version
+    return registry.register(run.spec.name, registry.log_run(run).run_id, tags).version
 
 
 def test_a_version_carries_where_it_came_from(registry: Registry, run: TrainingRun) -> None:
-    run_id = registry.log_run(run)
+    run_id = registry.log_run(run).run_id
     version = registry.register(run.spec.name, run_id, {"perennial.verdict": "ADMIT"})
     assert registry.version(run.spec.name, version.version) == version
     assert (version.model, version.version, version.run_id) == (run.spec.name, "1", run_id)
@@ -116,8 +125,8 @@ def test_a_version_carries_where_it_came_from(registry: Registry, run: TrainingR
 
 
 def test_logging_and_registering_twice_leaves_one_run_and_one_version(registry: Registry, run: TrainingRun) -> None:
-    run_id = registry.log_run(run)
-    assert registry.log_run(run) == run_id
+    run_id = registry.log_run(run).run_id
+    assert registry.log_run(run).run_id == run_id
     version = registry.register(run.spec.name, run_id, {"a": "1"})
     assert registry.register(run.spec.name, run_id, {"a": "1"}) == version
     assert registry.versions(run.spec.name) == (version,)
@@ -133,13 +142,15 @@ def test_versions_are_listed_oldest_first(registry: Registry, run: TrainingRun) 
 
 
 def test_the_estimator_comes_back_as_it_was_fitted(registry: Registry, run: TrainingRun) -> None:
-    version = register(registry, run)
-    loaded = registry.load(run.spec.name, version)
+    logged = registry.log_run(run)
+    version = registry.register(run.spec.name, logged.run_id, {})
+    assert version.artifact_digest == logged.artifact_digest
+    loaded = registry.load(run.spec.name, version.version, digest=logged.artifact_digest)
     assert np.array_equal(loaded.predict_proba(ROWS), run.estimator.predict_proba(ROWS))
 
 
 def test_profile_and_evidence_come_back_exactly(registry: Registry, run: TrainingRun) -> None:
-    run_id = registry.log_run(run)
+    run_id = registry.log_run(run).run_id
     version = registry.register(run.spec.name, run_id, {}).version
     assert registry.profile(run.spec.name, version) == run.profile
     assert registry.evidence(run_id) == EVIDENCE
@@ -147,13 +158,13 @@ def test_profile_and_evidence_come_back_exactly(registry: Registry, run: Trainin
 
 
 def test_a_run_without_a_reference_for_monitoring_says_so(registry: Registry, run: TrainingRun) -> None:
-    run_id = registry.log_run(replace(run, evidence=None, reference=None))
+    run_id = registry.log_run(replace(run, evidence=None, reference=None)).run_id
     with pytest.raises(ArtifactMissing, match=run_id):
         registry.reference(run_id)
 
 
 def test_a_run_without_evidence_says_so(registry: Registry, run: TrainingRun) -> None:
-    run_id = registry.log_run(replace(run, evidence=None))
+    run_id = registry.log_run(replace(run, evidence=None)).run_id
     with pytest.raises(ArtifactMissing, match=f"evidence.json of run {run_id}|run {run_id} has no evidence.json"):
         registry.evidence(run_id)
 
@@ -235,7 +246,7 @@ def test_a_version_whose_artifact_is_gone_is_named(registry: Registry, run: Trai
         assert isinstance(registry, MlflowRegistry)
         shutil.rmtree(_files_of(registry, run.spec.name, version, tmp_path))
     with pytest.raises(ArtifactMissing, match=f"version 1 of '{run.spec.name}'.*gone"):
-        registry.load(run.spec.name, version)
+        registry.load(run.spec.name, version, digest=registry.version(run.spec.name, version).artifact_digest)
     assert registry.profile(run.spec.name, version) == run.profile
 
 
@@ -244,7 +255,7 @@ def test_a_version_whose_artifact_is_gone_is_named(registry: Registry, run: Trai
 
 def test_a_run_holds_all_that_an_auditor_asks_for(mlflow_registry: MlflowRegistry, run: TrainingRun) -> None:
     trials = (Trial({"depth": 2}, 0.4), Trial({"depth": 3}, 0.3))
-    run_id = mlflow_registry.log_run(replace(run, trials=trials))
+    run_id = mlflow_registry.log_run(replace(run, trials=trials)).run_id
     mlflow_registry.tag_run(run_id, {"perennial.verdict": "ADMIT"})
     client = mlflow_registry._client
     found = client.get_run(run_id)
@@ -273,11 +284,23 @@ def test_a_run_holds_all_that_an_auditor_asks_for(mlflow_registry: MlflowRegistr
     assert sorted((r.data.params["depth"], r.data.metrics["loss"]) for r in nested) == [("2", 0.4), ("3", 0.3)]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\0", '{"loss_curve": 3}'])
+def test_papers_of_a_run_that_cannot_be_read_are_the_versions_own_fault(
+    content: str, mlflow_registry: MlflowRegistry, run: TrainingRun
+) -> None:
+    run_id = mlflow_registry.log_run(run).run_id
+    for name in ("evidence.json", "monitoring_reference.json"):
+        mlflow_registry._client.log_text(run_id, content, name)
+    for read in (mlflow_registry.evidence, mlflow_registry.reference):
+        with pytest.raises(ArtifactBroken, match=f"of run {run_id}.*cannot be read"):
+            read(run_id)
+
+
 def test_an_earlier_run_whose_evidence_holds_monitorings_reference_is_read(
     mlflow_registry: MlflowRegistry, run: TrainingRun, project: Path
 ) -> None:
     earlier = (project / "tests/data/old_entries/evidence.json").read_text(encoding="utf-8")
-    run_id = mlflow_registry.log_run(replace(run, evidence=None, reference=None))
+    run_id = mlflow_registry.log_run(replace(run, evidence=None, reference=None)).run_id
     mlflow_registry._client.log_text(run_id, earlier, "evidence.json")
     reference = mlflow_registry.reference(run_id)
     assert len(reference.loss_curve) == 20
@@ -295,6 +318,8 @@ def test_the_artifact_has_signature_example_and_pinned_requirements(
     assert (folder / "input_example.json").is_file()
     assert all("==" in line for line in (folder / "requirements.txt").read_text().splitlines())
     assert not [*folder.rglob("*.pkl")]
+    # written once
+    assert {file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()} == {0o444}
 
 
 def test_a_run_that_died_half_way_is_logged_again_whole(
@@ -308,7 +333,7 @@ def test_a_run_that_died_half_way_is_logged_again_whole(
             patch.setattr(mlflow_registry._client, write, die)
             with pytest.raises(KeyboardInterrupt):
                 mlflow_registry.log_run(run)
-    run_id = mlflow_registry.log_run(run)
+    run_id = mlflow_registry.log_run(run).run_id
     client = mlflow_registry._client
     experiment = client.get_run(run_id).info.experiment_id
     states = {r.info.run_id: r.info.status for r in client.search_runs([experiment])}
@@ -330,19 +355,75 @@ def test_a_pickle_is_refused_and_never_opened(
     (folder / "model.pkl").write_bytes(pickle.dumps(_Boom()))
     described = YAML().load(folder / "MLmodel")
     described["flavors"]["sklearn"] |= {"serialization_format": "cloudpickle", "pickled_model": "model.pkl"}
+    (folder / "MLmodel").unlink()
     YAML().dump(described, folder / "MLmodel")
+    # also where the ledger names these very bytes
     with pytest.raises(UntrustedType, match=r"'cloudpickle'.*can run any code"):
-        mlflow_registry.load(run.spec.name, version)
+        mlflow_registry.load(run.spec.name, version, digest=digest_folder(folder))
 
 
-def test_an_artifact_that_was_changed_is_refused(
-    mlflow_registry: MlflowRegistry, run: TrainingRun, tmp_path: Path
+def swap(registry: MlflowRegistry, run: TrainingRun, version: str, tmp_path: Path) -> None:
+    """Put another model in the place of a version's, and set the tag to its digest: MLflow asks nobody's leave."""
+    folder = shutil.copytree(_files_of(registry, run.spec.name, version, tmp_path), tmp_path / "swapped")
+    (folder / "model.skops").unlink()
+    skops.io.dump(LogisticRegression().fit(ROWS, 1 - LATE), folder / "model.skops")
+    client, source = registry._client, registry._client.get_model_version(run.spec.name, version).source
+    if registry._mlflow.uri.startswith("http"):
+        address = source.replace("mlflow-artifacts:", f"{registry._mlflow.uri}/api/2.0/mlflow-artifacts/artifacts")
+        content = (folder / "model.skops").read_bytes()
+        requests.put(f"{address}/model.skops", data=content, timeout=30).raise_for_status()
+    else:
+        target = Path(source) / "model.skops"
+        target.unlink()
+        shutil.copy(folder / "model.skops", target)
+    client.set_model_version_tag(run.spec.name, version, "perennial.artifact_digest", digest_folder(folder))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "server"])
+def test_an_artifact_and_its_tag_that_were_changed_together_are_refused(
+    kind: str, request: pytest.FixtureRequest, run: TrainingRun, tmp_path: Path
 ) -> None:
-    version = register(mlflow_registry, run)
-    file = _files_of(mlflow_registry, run.spec.name, version, tmp_path) / "model.skops"
-    skops.io.dump(LogisticRegression().fit(ROWS, LATE), file)
-    with pytest.raises(RegistryError, match=r"has digest \w{64}, registered was \w{64}.*changed"):
-        mlflow_registry.load(run.spec.name, version)
+    registry = request.getfixturevalue("mlflow_registry" if kind == "sqlite" else "_served_registry")
+    logged = registry.log_run(run)
+    version = registry.register(run.spec.name, logged.run_id, {}).version
+    swap(registry, run, version, tmp_path)
+    tagged = registry.version(run.spec.name, version).artifact_digest
+    assert tagged != logged.artifact_digest
+    # what was put there is whole: by MLflow's own tag it would load
+    inverted = registry.load(run.spec.name, version, digest=tagged).predict(ROWS)
+    assert (inverted == LATE).mean() < 0.1
+    with pytest.raises(ArtifactChanged, match=rf"{tagged}, the ledger says {logged.artifact_digest}.*changed"):
+        registry.load(run.spec.name, version, digest=logged.artifact_digest)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "flavors: 3", "flavors: {sklearn: }", "a: [", "\0", "flavors: {}"])
+def test_a_description_that_cannot_be_read_is_the_versions_own_fault(content: str, broken: Path) -> None:
+    (broken / "MLmodel").write_text(content, encoding="utf-8")
+    with pytest.raises(ArtifactBroken, match=r"version 1 of 'm'.*cannot be read as a model"):
+        load_model(broken, TRUSTED_TYPES, what="version 1 of 'm'", source="s", digest=digest_folder(broken))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a zip"])
+def test_a_model_file_that_cannot_be_read_is_the_versions_own_fault(content: bytes, broken: Path) -> None:
+    (broken / "model.skops").write_bytes(content)
+    with pytest.raises(ArtifactBroken, match=r"version 1 of 'm'.*cannot be read as a model"):
+        load_model(broken, TRUSTED_TYPES, what="version 1 of 'm'", source="s", digest=digest_folder(broken))
+
+
+def test_a_description_that_names_a_file_outside_of_the_artifact_is_refused(broken: Path, tmp_path: Path) -> None:
+    outside = shutil.move(broken / "model.skops", tmp_path / "outside.skops")
+    described = YAML().load(broken / "MLmodel")
+    described["flavors"]["sklearn"]["pickled_model"] = str(outside)
+    YAML().dump(described, broken / "MLmodel")
+    with pytest.raises(UntrustedType, match="outside of the artifact"):
+        load_model(broken, TRUSTED_TYPES, what="version 1 of 'm'", source="s", digest=digest_folder(broken))
+
+
+@pytest.fixture
+def broken(run: TrainingRun, tmp_path: Path) -> Path:
+    """The folder of a whole model, to break."""
+    save_model(run, tmp_path / "model", TRUSTED_TYPES)
+    return tmp_path / "model"
 
 
 def test_a_type_outside_the_trust_list_is_named_and_leaves_no_run(
@@ -362,10 +443,11 @@ def test_the_artifact_does_not_say_what_is_trusted(mlflow_registry: MlflowRegist
     spec = run.spec.model_copy(update={"training": allowed})
     estimator = make_pipeline(FunctionTransformer(np.nan_to_num), LogisticRegression()).fit(ROWS, LATE)
     version = register(mlflow_registry, replace(run, spec=spec, estimator=estimator))
+    known = mlflow_registry.version(run.spec.name, version).artifact_digest
     with pytest.raises(UntrustedType, match=r"numpy\.nan_to_num"):
-        mlflow_registry.load(run.spec.name, version)
+        mlflow_registry.load(run.spec.name, version, digest=known)
     trusting = MlflowRegistry(mlflow_registry._mlflow.uri, trusted=lambda model: allowed.trusted_types)
-    assert trusting.load(run.spec.name, version).predict(ROWS).shape == (80,)
+    assert trusting.load(run.spec.name, version, digest=known).predict(ROWS).shape == (80,)
 
 
 def test_every_type_on_the_built_in_list_is_one_that_an_estimator_holds() -> None:

@@ -114,6 +114,29 @@ def test_a_score_task_that_is_cleared_changes_nothing_and_another_run_is_a_backf
     assert written(stores, other) == [("score", "scoring", "BACKFILLED")]
 
 
+def test_a_broken_challenger_is_told_and_its_champion_serves(
+    scheduler: Scheduler, live_in: LiveIn, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perennial.errors import ArtifactBroken
+    from perennial.stores.registry import MlflowRegistry
+
+    made, stores = live_in("admitted")
+    made.open(stores, "2", made.day(HARMED).end)
+    load = MlflowRegistry.load
+
+    def broken(self: MlflowRegistry, model: str, version: str, *, digest: str) -> Any:
+        if version == "2":
+            raise ArtifactBroken("version 2 of 'made' cannot be read as a model")
+        return load(self, model, version, digest=digest)
+
+    monkeypatch.setattr(MlflowRegistry, "load", broken)
+    run = scheduler.run(made, "score", batch=made.day(FIRST).key)
+    assert run.state == "success"
+    assert entries_of(stores, run)[-1].body["served"] == {"1": 400, "2": 0}
+    assert slack.headlines == ["Challenger broken"]
+    assert "version 2: ArtifactBroken: version 2 of 'made' cannot be read as a model" in slack.text
+
+
 def test_a_quarantined_batch_is_not_scored_not_tried_again_and_told(
     scheduler: Scheduler, live_in: LiveIn, slack: Slack
 ) -> None:
@@ -170,6 +193,7 @@ def test_a_measured_batch_publishes_its_health_before_the_report_for_people(
     assert [(kind, task) for task, kind, _ in written(stores, run)] == [
         ("drift", "monitor"),
         ("label_drift", "monitor"),
+        ("measurement", "monitor"),
         ("health", "monitor"),
     ]
     health = entries_of(stores, run)[-1]
@@ -284,8 +308,13 @@ def test_an_admitted_challenger_starts_its_rollout_which_takes_over_the_lease(
     run = scheduler.run(made, "retrain", conf=asked(made))
     assert run.tasks == {**dict.fromkeys(RETRAIN_TASKS, "success"), "abandon": "skipped"}
     assert run.state == "success"
-    assert written(stores, run) == [("freeze", "snapshot", "FROZEN"), ("gate", "promotion", "ADMIT")]
-    frozen, gate = entries_of(stores, run)
+    assert written(stores, run) == [
+        ("freeze", "snapshot", "FROZEN"),
+        ("train", "artifact", "LOGGED"),
+        ("gate", "promotion", "ADMIT"),
+        ("gate", "artifact", "REGISTERED"),
+    ]
+    frozen, _, gate, _ = entries_of(stores, run)
     assert frozen.read(SnapshotBody).reason == "lost quality"
     assert frozen.read(SnapshotBody).snapshot.start == made.day(HARMED - 2).start
     assert (frozen.as_of, gate.as_of) == (made.day(HARMED).end, made.day(HARMED).end)

@@ -70,12 +70,24 @@ def test_a_failure_names_task_and_error(slack: Slack) -> None:
     assert "MLflow does not answer" in slack.text
 
 
+def test_what_rows_hold_is_text_in_slack(slack: Slack) -> None:
+    from perennial_airflow import notify
+
+    hostile = "<!channel> & <https://evil.example|Open the report>"
+    notify.cannot_tell(SPEC, hostile, hostile, "http://127.0.0.1:8080/log?a=1&b=<!here>|x")
+    assert slack.text.count("&lt;!channel&gt; &amp; &lt;https://evil.example|Open the report&gt;") == 2
+    assert "<!" not in slack.text
+    assert "<https" not in slack.text
+    assert "<http://127.0.0.1:8080/log?a=1&amp;b=%3C!here%3E%7Cx|Log>" in slack.text
+
+
 def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
     from perennial_airflow import notify
 
     log = "http://127.0.0.1:8080/log"
     notify.retrain_started(SPEC, "loss rose", log)
     notify.retrain_refused(SPEC, "run7", "worse by 0.02", log)
+    notify.challenger_broken(SPEC, "2013-06-03T00:00:00", {"8": "ArtifactBroken: no model"}, log)
     notify.rolled_back(SPEC, "rollout r1", "loss 0.7 against 0.6", log)
     notify.promoted(SPEC, "rollout r1", "not worse on 9000 rows", log)
     notify.undecided(SPEC, "rollout r1", "8 partitions without a verdict", log)
@@ -87,6 +99,7 @@ def test_every_kind_of_news_says_what_to_do_first(slack: Slack) -> None:
     assert slack.headlines == [
         "Retrain started",
         "Challenger refused",
+        "Challenger broken",
         "Rolled back",
         "Promoted",
         "Rollout undecided",

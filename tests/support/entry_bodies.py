@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perennial.records import (
     AdvanceBody,
+    ArtifactBody,
     Body,
     Decision,
     Event,
@@ -11,6 +12,7 @@ from perennial.records import (
     HealthBody,
     Kind,
     LedgerEntry,
+    MeasuredBody,
     OpenedBody,
     OverrideBody,
     RetrainBody,
@@ -28,10 +30,12 @@ BODIES: dict[tuple[Kind, str | None], type[Body | Decision]] = {
     (Kind.SCORING, None): ScoringBody,
     (Kind.DRIFT, None): Decision,
     (Kind.LABEL_DRIFT, None): Decision,
+    (Kind.MEASUREMENT, None): MeasuredBody,
     (Kind.HEALTH, None): HealthBody,
     (Kind.RETRAINING, None): Decision,
     (Kind.RETRAIN, None): RetrainBody,
     (Kind.SNAPSHOT, None): SnapshotBody,
+    (Kind.ARTIFACT, None): ArtifactBody,
     (Kind.REUSE, None): Decision,
     (Kind.PROMOTION, None): Decision,
     (Kind.DEPLOYMENT, Event.FIRST_CHAMPION): FirstChampionBody,

@@ -243,6 +243,16 @@ def test_the_buckets_that_are_written_to_are_the_ones_that_are_made(compose: dic
     made = set(compose["services"]["init"]["environment"]["BUCKETS"].split())
     used = {bucket for text in texts(compose) for bucket in re.findall(r"s3://([a-z0-9-]+)", text)}
     assert made == used
+    # model files can be had back where somebody overwrites them; tables keep their own versions
+    assert compose["services"]["init"]["environment"]["VERSIONED_BUCKETS"] == "mlflow"
+
+
+def test_mlflow_which_has_no_login_is_reached_from_loopback_and_the_stack_only(compose: dict[str, Any]) -> None:
+    service = compose["services"]["mlflow"]
+    assert service["ports"] == ["127.0.0.1:5000:5000"]
+    allowed = next(word for word in service["command"] if word.startswith("--allowed-hosts="))
+    assert {host.split(":")[0] for host in allowed.split("=")[1].split(",")} == {"mlflow", "127.0.0.1", "localhost"}
+    assert not any(word.startswith("--cors-allowed-origins") for word in service["command"])
 
 
 def airflow_commands(compose: dict[str, Any]) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,16 +19,61 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands as a group of their own."""
     group = typer.Typer(no_args_is_help=True, help="The append-only record of decisions.")
     group.command("verify")(verify)
+    group.command("export")(export)
     group.command("list")(list_entries)
     group.command("show")(show)
     group.command("replay")(replay_entry)
     app.add_typer(group, name="ledger")
 
 
-def verify(model: Annotated[str | None, typer.Argument(help="One chain; all by default.")] = None) -> None:
-    """Check every hash chain; exit code 1 names the first entry that was edited, dropped or reordered."""
-    checked = shell.stores_now().ledger.verify(model)
+def verify(
+    model: Annotated[str | None, typer.Argument(help="One chain; all by default.")] = None,
+    *,
+    against: Annotated[
+        str | None, typer.Option(help="Signed heads: a file of `export`, or the folder or s3:// of PERENNIAL_HEADS.")
+    ] = None,
+) -> None:
+    """Check every hash chain; exit code 1 names the first entry that was edited, dropped or reordered.
+
+    With `--against` also a chain that was cut off, emptied or forged as a whole is found; PERENNIAL_HEADS_KEY names the
+    key.
+    """
+    from perennial.stores.heads import public_key, read_heads
+
+    heads = () if against is None else read_heads(against, public_key(_heads_key()))
+    wanted = tuple(head for head in heads if model in {None, head.model})
+    checked = shell.stores_now().ledger.verify(model, wanted)
     typer.echo(f"{checked} entries{f' of {model}' if model else ''} hold.")
+    if against is not None:
+        typer.echo(f"{len(wanted)} signed heads of {against} are in them.")
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="A new file; keep it where the database's owner cannot write.")],
+) -> None:
+    """Verify, then write the signed head of every chain into a file, for `verify --against`."""
+    from perennial.records import canonical, to_json
+    from perennial.stores.heads import private_key, signed
+
+    key, ledger = private_key(_heads_key()), shell.stores_now().ledger
+    ledger.verify()
+    newest = {entry.model: entry for entry in ledger.entries()}
+    heads = [canonical(to_json(signed(newest[model], key))) for model in sorted(newest)]
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.writelines(f"{head}\n" for head in heads)
+    except OSError as error:
+        msg = f"{file} cannot be written ({error}). Name a new file: one that is there is never overwritten."
+        raise LedgerError(msg) from error
+    typer.echo(f"wrote {len(heads)} signed heads to {file}.")
+
+
+def _heads_key() -> Path:
+    key = shell.settings_now().heads_key
+    if key is None:
+        msg = "PERENNIAL_HEADS_KEY names no key. Make one: `openssl genpkey -algorithm ed25519 -out heads.pem`."
+        raise LedgerError(msg)
+    return key
 
 
 def list_entries(

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from perennial.cli import ledger, loop, replay, shell, specs, status
-from perennial.errors import PerennialError
+from perennial.errors import PerennialError, explained
 
 
 class _Commands(TyperGroup):
@@ -21,7 +21,7 @@ class _Commands(TyperGroup):
             with shell.opened:
                 return super().invoke(ctx)
         except PerennialError as error:
-            shell.complain(f"{type(error).__name__}: {error}")
+            shell.complain(explained(error))
             raise typer.Exit(1) from None
 
 

@@ -44,15 +44,13 @@ def stores_now() -> Stores:
 
 def ledger_as_it_stands() -> Ledger | None:
     """The ledger for a command that only looks: nothing is made or upgraded. None where there is no database yet."""
-    import sqlalchemy as sa
-
     from perennial.stores.database import make_engine
     from perennial.stores.ledger import SqlLedger
 
-    url = sa.make_url(settings_now().ledger_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+    engine = make_engine(settings_now().ledger_url)
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
         return None
-    return opened.enter_context(closing(SqlLedger(make_engine(url))))
+    return opened.enter_context(closing(SqlLedger(engine)))
 
 
 def spec_of(name: str) -> ModelSpec:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from perennial.data.columns import Delivery
 from perennial.data.schema import canonical_schema, check_names, label_schema, to_batch, to_labels
-from perennial.errors import PerennialError, SourceEmpty, SourceUnreadable
+from perennial.errors import PerennialError, SourceEmpty, SourceUnreadable, without_secrets
 from perennial.records import Partition
 from perennial.spec import ModelSpec, Source
 from perennial.spec.code import load_function
@@ -285,7 +285,7 @@ def _from_sql(source: Source, span: Partition, what: str, environment: Mapping[s
     except sa.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         # the URL may hold a password: only its public part is shown
-        where = engine.url.render_as_string(hide_password=True)
+        where = without_secrets(engine.url.render_as_string(hide_password=True))
         msg = f"{what}: the query on {where} failed ({cause}). Mend source.query, or the database."
         raise SourceUnreadable(msg) from error
     finally:
@@ -306,10 +306,10 @@ def _engine(source: Source, what: str, environment: Mapping[str, str]) -> sa.Eng
     url = _expand(str(source.url), environment, what)
     try:
         return sa.create_engine(url, poolclass=sa.pool.NullPool)
-    except (sa.exc.ArgumentError, ImportError) as error:
-        # `source.url` as written: the filled-in one may hold a password
+    except (sa.exc.ArgumentError, ValueError, ImportError) as error:
+        # `source.url` as written: the filled-in one may hold a password, and so may the library's message
         msg = f"{what}: source.url {source.url!r} cannot be used ({error}). Write it as 'postgresql+psycopg2://...'."
-        raise SourceUnreadable(msg) from error
+        raise SourceUnreadable(msg) from None
 
 
 def _sql_moment(moment: datetime, naive_zone: str | None, *, text: bool) -> datetime | str:

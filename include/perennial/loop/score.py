@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import LakeError, LedgerError, RegistryError, RegistryUnavailable
+from perennial.errors import ArtifactError, LakeError, LedgerError, explained
+from perennial.loop import artifacts
 from perennial.model.prediction import predict_batches, prediction_field
 from perennial.records import (
     Deployment,
@@ -128,17 +129,14 @@ def _accepted(context: TaskContext, partition: Partition) -> pa.RecordBatchReade
 
 def _load(context: TaskContext, deployment: Deployment, counts: _Counts) -> dict[str, Any]:
     """The estimators by version; a challenger that cannot be loaded is left out."""
-    registry = context.stores.registry
-    estimators = {deployment.champion: registry.load(context.model, deployment.champion)}
+    estimators = {deployment.champion: artifacts.load(context, deployment.champion)}
     if deployment.challenger is not None:
         try:
-            estimators[deployment.challenger] = registry.load(context.model, deployment.challenger)
-        except RegistryUnavailable:
-            # says nothing about the challenger; the task is tried again
-            raise
-        except RegistryError as error:
-            # a challenger that is broken must not stop the champion: its predictions are missing, and counted so
-            counts.errors[deployment.challenger] = f"{type(error).__name__}: {error}"
+            estimators[deployment.challenger] = artifacts.load(context, deployment.challenger)
+        except ArtifactError as error:
+            # a challenger that is broken must not stop the champion: its predictions are missing, and counted so. All
+            # else (MLflow does not answer, or refuses) says nothing about the challenger: the task is tried again
+            counts.errors[deployment.challenger] = explained(error)
     return estimators
 
 

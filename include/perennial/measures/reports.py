@@ -99,10 +99,7 @@ def _evidently(
         categorical = [name for name in judged if name not in numeric]
         definition = DataDefinition(numerical_columns=numeric, categorical_columns=categorical)
         datasets = [
-            Dataset.from_pandas(
-                side[[*judged]].astype({**dict.fromkeys(numeric, "float64"), **dict.fromkeys(categorical, "object")}),
-                data_definition=definition,
-            )
+            Dataset.from_pandas(_as_text(side[[*judged]], numeric, categorical), data_definition=definition)
             for side in (current, reference)
         ]
         drift = DataDriftPreset(
@@ -113,6 +110,14 @@ def _evidently(
             drift_share=1 / len(judged),
         )
         return str(Report([drift], include_tests=True).run(*datasets).get_html_str(as_iframe=False))
+
+
+def _as_text(side: pd.DataFrame, numeric: list[str], categorical: list[str]) -> pd.DataFrame:
+    """Numbers as floats, categories as escaped text: Evidently writes them into a script of the page as they are."""
+    frame = side.astype({**dict.fromkeys(numeric, "float64"), **dict.fromkeys(categorical, "object")})
+    for name in categorical:
+        frame[name] = frame[name].map(lambda value: escape(value) if isinstance(value, str) else value)
+    return frame
 
 
 def _is_numeric(column: pd.Series) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from perennial.errors import TrainingError
+from perennial.errors import TrainingError, explained
 from perennial.model import training
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def predict_batches(
                 if version not in may_fail:
                     msg = (
                         f"{spec.name}: version {version} refused a batch of {batch.num_rows} rows "
-                        f"({type(error).__name__}: {error}). Roll back to a version that scores this data."
+                        f"({explained(error)}). Roll back to a version that scores this data."
                     )
                     raise TrainingError(msg) from error
-                errors[version] = f"{type(error).__name__}: {error}"
+                errors[version] = explained(error)
                 predictions[version] = tuple(pa.nulls(batch.num_rows, f.type) for f in prediction_field(spec))
         yield batch, predictions, errors
 

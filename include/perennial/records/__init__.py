@@ -8,11 +8,13 @@ from __future__ import annotations
 from perennial.records.batch import CheckFailure, ColumnProfile, Partition, Profile, ValidationReport
 from perennial.records.bodies import (
     AdvanceBody,
+    ArtifactBody,
     Body,
     DataQuality,
     FirstChampionBody,
     HealthBody,
     LabelDrift,
+    MeasuredBody,
     OpenedBody,
     OverrideBody,
     RetrainBody,
@@ -33,7 +35,7 @@ from perennial.records.conclusion import (
 from perennial.records.decision import PROMOTED, ROLLED_BACK, Decision, Verdict
 from perennial.records.deployment import Deployment
 from perennial.records.encoding import Json, canonical, digest, from_json, to_json
-from perennial.records.entry import EntryHead, LedgerEntry
+from perennial.records.entry import EntryHead, LedgerEntry, SignedHead
 from perennial.records.evidence import (
     MEASURED_IN_BATCH,
     Against,
@@ -83,6 +85,7 @@ __all__ = [
     "AdvanceBody",
     "AdvanceResult",
     "Against",
+    "ArtifactBody",
     "Body",
     "Calibration",
     "CheckFailure",
@@ -108,6 +111,7 @@ __all__ = [
     "LossBin",
     "LossSum",
     "Measure",
+    "MeasuredBody",
     "Measurement",
     "ModelVersion",
     "MonitoringReference",
@@ -140,6 +144,7 @@ __all__ = [
     "ScoringBody",
     "ScoringResult",
     "ServedSum",
+    "SignedHead",
     "Snapshot",
     "SnapshotBody",
     "StageBody",

@@ -74,6 +74,16 @@ class LabelDrift(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredBody(Body):
+    """Kind `measurement`, MEASURED: figures have a table of their own, and their digests stand in the chain."""
+
+    #: by partition: SHA-256 over its figures of the entry's `as_of`
+    digests: dict[str, str]
+    #: figures of the model that no such entry covers; counted by the model's first one only
+    uncovered: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealthBody(Body):
     """Kind `health`; the verdict is the drift rule's."""
 
@@ -116,6 +126,20 @@ class SnapshotBody(Body):
     snapshot: Snapshot
     #: why the retrain was asked for
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactBody(Body):
+    """Kind `artifact`: which bytes may be loaded."""
+
+    #: SHA-256 over the names and bytes of the model's files
+    artifact_digest: str
+    mlflow_run_id: str
+    #: `training`: computed from the files before they left the process. `opening`: the entry that opened the version's
+    #: rollout named it. `first_load`: nothing older in the ledger did, and it is what MLflow held at that moment
+    known_from: Literal["training", "opening", "first_load"]
+    #: SHA-256 over what the gate is to judge; None where it was not written down
+    evidence_digest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

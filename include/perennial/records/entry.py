@@ -24,6 +24,17 @@ class EntryHead:
 
 
 @dataclass(frozen=True)
+class SignedHead(Strict):
+    """One entry of a chain, signed with a key that the ledger's database does not hold."""
+
+    model: str
+    seq: int
+    hash: str
+    #: Ed25519 over the canonical JSON of the other fields, hex
+    signature: str = ""
+
+
+@dataclass(frozen=True)
 class LedgerEntry(Strict):
     """One line of the ledger. `hash` covers all the rest, `previous` included; `id` is its first 16 digits."""
 

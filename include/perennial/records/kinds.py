@@ -16,6 +16,8 @@ class Kind(StrEnum):
     DRIFT = "drift"
     #: decision of the drift rule on the labels of one batch
     LABEL_DRIFT = "label_drift"
+    #: the digests of figures that were measured
+    MEASUREMENT = "measurement"
     #: one batch was measured
     HEALTH = "health"
     #: decision of the retraining rule
@@ -24,6 +26,8 @@ class Kind(StrEnum):
     RETRAIN = "retrain"
     #: the rows of a retrain were frozen
     SNAPSHOT = "snapshot"
+    #: the bytes of a fitted model: their digest, which every later load demands
+    ARTIFACT = "artifact"
     #: decision whether a former champion is used again
     REUSE = "reuse"
     #: decision of the promotion gate
@@ -73,6 +77,14 @@ class Event(StrEnum):
     FAILED = "FAILED"
     #: snapshot
     FROZEN = "FROZEN"
+    #: measurement: figures were written
+    MEASURED = "MEASURED"
+    #: artifact: a model was fitted and written to MLflow; the subject is its run there
+    LOGGED = "LOGGED"
+    #: artifact: it became a version; the subject is the version
+    REGISTERED = "REGISTERED"
+    #: artifact: a version that an older release registered was loaded for the first time since; the subject is it
+    RECORDED = "RECORDED"
     #: deployment: a model's first version that serves
     FIRST_CHAMPION = "FIRST_CHAMPION"
     #: deployment: a rollout began, with a share of 0

@@ -10,7 +10,7 @@ from datetime import datetime
 import numpy as np
 
 from perennial.context import TaskContext
-from perennial.errors import BatchError, PerennialError, SourceError, TrainingError
+from perennial.errors import BatchError, PerennialError, SourceError, TrainingError, explained
 from perennial.loop.turn import Turn, retrain_once, start_rollout, take_turn
 from perennial.records import PROMOTED, ROLLED_BACK, Event, Partition, RunLink, StageResult, Verdict
 from perennial.replay.report import RUNNING, Progress, Replay, Retrain, Rollout
@@ -118,7 +118,7 @@ def _retrain(context: TaskContext, partition: Partition, report: Replay, turn: T
         gate = retrain_once(context, turn.sensor.reason, turn.sensor.change_partition).gate
     except TrainingError as error:
         # as in production: the run fails, people are told, the loop goes on with the champion
-        log.outcome = f"{type(error).__name__}: {error}"
+        log.outcome = explained(error)
         return f"RETRAIN ({log.trigger}): {type(error).__name__}"
     log.outcome, log.version, log.gate = gate.verdict, gate.version, gate.reason
     if gate.version is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from perennial.context import TaskContext
 from perennial.data.labels import collect_labels
 from perennial.data.snapshots import take_snapshot
-from perennial.loop import monitor
+from perennial.loop import artifacts, monitor
 from perennial.measures import quality
 from perennial.model import training
 from perennial.records import Partition
@@ -80,7 +80,7 @@ def compare(context: TaskContext, partitions: list[Partition], *, retrain_every_
     live = _served(context, rows[rows[spec.event_time] >= partitions[0].start])
     first = stores.ledger.deployments(spec.name)[0].champion
     predictions = {
-        "static": training.predict(stores.registry.load(spec.name, first), live, spec),
+        "static": training.predict(artifacts.load(context, first), live, spec),
         "loop": monitor.prediction_values(spec, live),
     }
     if retrain_every_batch:

@@ -1,20 +1,31 @@
 """The hash chain of the ledger, pure: how an entry is sealed, and how a chain is checked.
 
 The chain shows edits, drops and reorderings by anyone who does not also recompute every later hash and the head. It is
-not a signature: who can write to the database and knows this file can forge the whole chain. Export the heads to
-another place if that must be ruled out.
+not a signature: who can write to the database and knows this file can forge the whole chain. Heads that are signed and
+kept elsewhere (`heads.py`) rule that out; `check_against` compares.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Unpack
 
 from perennial.errors import LedgerError, LedgerTampered
-from perennial.records import Deployment, LedgerEntry, canonical, digest, to_json
+from perennial.records import (
+    Deployment,
+    Kind,
+    LedgerEntry,
+    MeasuredBody,
+    Measurement,
+    SignedHead,
+    canonical,
+    digest,
+    to_json,
+)
 from perennial.stores.ports import NewEntry
 
 #: `previous` of a chain's first entry
@@ -119,6 +130,70 @@ def check_chain(
     _check_head(model, entries, head)
     _check_deployments(model, entries, deployments)
     return len(entries)
+
+
+def check_measurements(model: str, entries: Sequence[LedgerEntry], measured: Sequence[Measurement]) -> None:
+    """Check one model's figures against the digests in its chain.
+
+    Figures of a release that wrote no digests are covered by none; the first entry counted them, and they may not have
+    become more. A ledger without any such entry is that old, and is not checked.
+
+    Raises:
+        LedgerTampered: names the entry and the partition whose figures were edited, or says that some were added.
+    """
+    claims: dict[tuple[datetime, str], tuple[str, LedgerEntry]] = {}
+    first: LedgerEntry | None = None
+    for entry in entries:
+        if entry.kind == Kind.MEASUREMENT:
+            first = first or entry
+            digests = entry.read(MeasuredBody).digests
+            claims |= {(entry.as_of, key): (value, entry) for key, value in digests.items()}
+    if first is None:
+        return
+    found: defaultdict[tuple[datetime, str], list[Measurement]] = defaultdict(list)
+    for one in measured:
+        found[one.as_of, one.partition].append(one)
+    for (as_of, partition), (recorded, entry) in claims.items():
+        actual = digest_of_measurements(found.pop((as_of, partition), []))
+        if actual != recorded:
+            what = (
+                f"names measurements of partition {partition} that hash to {recorded}; found {actual}. They were edited"
+            )
+            raise LedgerTampered(_names(model, entry, what))
+    uncovered, known = sum(map(len, found.values())), first.read(MeasuredBody).uncovered
+    if uncovered > known:
+        where = ", ".join(f"{partition} of {as_of.isoformat()}" for as_of, partition in sorted(found)[-3:])
+        raise LedgerTampered(
+            f"ledger of {model!r}: {uncovered} measurements have no entry, at most {known} are older than "
+            f"such entries: some were added without the ledger (the newest: {where}). Restore it from a backup."
+        )
+
+
+def digest_of_measurements(measured: Iterable[Measurement]) -> str:
+    """SHA-256 over figures of one model, partition and moment, in an order of their own; hex."""
+    rows = sorted([m.name, m.version, m.slice, float(m.value), m.rows] for m in measured)
+    return digest([to_json(row) for row in rows])
+
+
+def check_against(model: str, entries: Sequence[LedgerEntry], against: Iterable[SignedHead]) -> None:
+    """Check that one model's chain holds every head that was signed elsewhere.
+
+    Raises:
+        LedgerTampered: the chain ends before one of them, or is another one there.
+    """
+    hashes = {entry.seq: entry.hash for entry in entries}
+    for head in sorted(against, key=lambda head: head.seq):
+        if head.seq not in hashes:
+            raise LedgerTampered(
+                f"ledger of {model!r}: the head of seq {head.seq} ({entry_id(head.hash)}) was signed and kept "
+                f"elsewhere, the chain ends at seq {max(hashes, default=0)}: its tail was cut off. Restore it from a "
+                "backup."
+            )
+        if hashes[head.seq] != head.hash:
+            raise LedgerTampered(
+                f"ledger of {model!r}: entry seq {head.seq} has hash {hashes[head.seq]}, {head.hash} was signed and "
+                "kept elsewhere: the chain was forged, there or before. Restore it from a backup."
+            )
 
 
 def _check_head(model: str, entries: Sequence[LedgerEntry], head: Head | None) -> None:

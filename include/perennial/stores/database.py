@@ -9,12 +9,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from perennial.errors import LedgerError
+from perennial.errors import LedgerError, without_secrets
 
 #: the newest migration in `migrations/versions`; a database at it is not touched by `upgrade`
 REVISION = "0001"
@@ -96,9 +97,40 @@ leases = sa.Table(
 )
 
 
+def checked_url(url: str | sa.URL, what: str, backends: tuple[str, ...]) -> sa.URL:
+    """The URL of a database, where it is one, of a backend that is known here and whose driver is installed.
+
+    Args:
+        url: as it was set.
+        what: what is there, with the setting's name, for errors.
+        backends: those that are allowed.
+
+    Raises:
+        LedgerError: it is none; no password stands in the message.
+    """
+    example = "Write it as sqlite:////folder/file.db or postgresql+psycopg2://user:password@host:5432/database."
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+        if backend in backends:
+            dialect = parsed.get_dialect()
+            dialect.import_dbapi()
+            if not dialect.is_async:
+                return parsed
+            backend = f"{backend} with an asynchronous driver"
+    except (sa.exc.ArgumentError, ValueError) as error:
+        # a cut chain: the library's own message may hold the whole URL
+        raise LedgerError(f"the address of {what} is no database URL ({error}): {url!s}. {example}") from None
+    except ImportError as error:
+        raise LedgerError(
+            f"the address of {what} needs a driver that is missing ({error}): {url!s}. {example}"
+        ) from error
+    raise LedgerError(f"the address of {what} is that of {backend}, usable are {', '.join(backends)}. {example}")
+
+
 def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
     """An engine whose transactions are real ones on SQLite too; `options` go to SQLAlchemy."""
-    parsed = sa.make_url(url)
+    parsed = checked_url(url, "the ledger (PERENNIAL_LEDGER)", ("sqlite", "postgresql"))
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True, **options)
     engine = sa.create_engine(parsed, connect_args={"timeout": _WAIT_SECONDS, "check_same_thread": False}, **options)
@@ -116,11 +148,22 @@ def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
     return engine
 
 
+def utc_text(moment: datetime) -> str:
+    """UTC, always with microseconds: as text it sorts as time does."""
+    if moment.tzinfo is None:
+        raise LedgerError(f"time {moment.isoformat()} is naive. Pass a time with a zone.")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def shown(url: sa.URL) -> str:
+    """The URL as a person may see it."""
+    return without_secrets(url.render_as_string(hide_password=True))
+
+
 def unreachable(url: sa.URL, error: Exception) -> str:
     """The sentence of a `LedgerError` for a database that refused or did not answer; no password stands in it."""
     cause = getattr(error, "orig", None) or error
-    shown = url.render_as_string(hide_password=True)
-    return f"ledger {shown}: {cause}. Check that the database can be reached and that `upgrade` has run on it."
+    return f"ledger {shown(url)}: {cause}. Check that the database can be reached and that `upgrade` has run on it."
 
 
 # --- migrations ----------------------------------------------------------------------------------------------------
@@ -171,7 +214,7 @@ def _migrate(engine: sa.Engine) -> None:
             command.upgrade(config, "head")
         except CommandError as error:
             raise LedgerError(
-                f"ledger {engine.url.render_as_string(hide_password=True)} cannot be upgraded to {REVISION}: {error}. "
+                f"ledger {shown(engine.url)} cannot be upgraded to {REVISION}: {error}. "
                 "A newer release has used it; install that release."
             ) from error
 

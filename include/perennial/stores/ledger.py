@@ -7,31 +7,62 @@ PostgreSQL locks the row of the chain's head.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from math import isfinite
-from typing import Any, Unpack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from perennial.errors import DeploymentConflict, EvidenceError, LedgerError, LedgerTampered
-from perennial.records import Deployment, EntryHead, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
-from perennial.stores.chain import GENESIS, ID_DIGITS, Head, check_chain, seal
-from perennial.stores.database import chain_heads, decisions, deployments, leases, measurements, unreachable
+from perennial.errors import DeploymentConflict, LedgerError, LedgerTampered
+from perennial.records import (
+    Deployment,
+    EntryHead,
+    Event,
+    Kind,
+    LedgerEntry,
+    Measurement,
+    RunLink,
+    SignedHead,
+    canonical,
+    digest,
+    from_json,
+    to_json,
+)
+from perennial.stores import figures
+from perennial.stores.chain import (
+    GENESIS,
+    ID_DIGITS,
+    Head,
+    check_against,
+    check_chain,
+    check_measurements,
+    seal,
+)
+from perennial.stores.database import (
+    chain_heads,
+    decisions,
+    deployments,
+    leases,
+    measurements,
+    unreachable,
+    utc_text,
+)
 from perennial.stores.ports import NewEntry
 
-#: what is read of a measurement: what names it, then what was measured
-_MEASURED = tuple(measurements.c[name] for name in ("partition", "name", "version", "slice", "value", "rows", "as_of"))
+if TYPE_CHECKING:
+    from perennial.stores.heads import Heads
 
 
 class SqlLedger:
     """The ledger in one SQL database that `upgrade` has brought up to date. See `ports.Ledger`."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, heads: Heads | None = None) -> None:
+        """Args: `heads` is where the head of a chain is signed and kept after every entry; None: nowhere."""
         self._engine = engine
+        self._heads = heads
         self._writer = engine.execution_options(writes=True)
         # one snapshot for all reads of a call; SQLite's BEGIN gives that by itself
         self._reader = (
@@ -57,11 +88,17 @@ class SqlLedger:
         """Add one entry; see `ports.Ledger.append`."""
         with self._open(self._writer) as connection:
             head = self._lock(connection, model)
-            if earlier := self._by_key(connection, model, entry.get("key")):
-                return earlier
-            sealed = seal(head, model=model, **entry)
-            self._write(connection, sealed)
-            return sealed
+            sealed = self._by_key(connection, model, entry.get("key"))
+            if sealed is None:
+                sealed = seal(head, model=model, **entry)
+                self._write(connection, sealed)
+        return self._witnessed(sealed)
+
+    def _witnessed(self, entry: LedgerEntry) -> LedgerEntry:
+        """The entry, after it was signed and kept elsewhere; also one of an earlier try that died before that."""
+        if self._heads is not None:
+            self._heads.keep(entry)
+        return entry
 
     def entries(
         self,
@@ -105,7 +142,7 @@ class SqlLedger:
         if since is not None:
             query = query.where(table.subject >= since)
         if known_by is not None:
-            query = query.where(table.as_of <= _text(known_by))
+            query = query.where(table.as_of <= utc_text(known_by))
         with self._open(self._reader) as connection:
             rows = connection.execute(query.order_by(table.seq)).all()
         return tuple(
@@ -155,7 +192,7 @@ class SqlLedger:
         after = entry.deployment
         values = {
             **{f.name: getattr(entry, f.name) for f in fields(entry)},
-            "as_of": _text(entry.as_of),
+            "as_of": utc_text(entry.as_of),
             "body": canonical(entry.body),
             "run": canonical(to_json(entry.run)),
             "deployment": None if after is None else canonical(to_json(after)),
@@ -182,7 +219,7 @@ class SqlLedger:
         with self._open(self._writer) as connection:
             head = self._lock(connection, after.model)
             if earlier := self._by_key(connection, after.model, entry.get("key")):
-                return earlier
+                return self._witnessed(earlier)
             before = _newest_revision(connection, after.model)
             if (before.revision if before else 0) != after.revision - 1:
                 raise DeploymentConflict(
@@ -192,35 +229,51 @@ class SqlLedger:
             sealed = seal(head, model=after.model, deployment=after, **entry)
             self._write(connection, sealed)
             connection.execute(sa.insert(deployments).values(asdict(after)))
-            return sealed
+        return self._witnessed(sealed)
 
     # --- measurements ------------------------------------------------------------------------------------------
 
-    def measure(self, numbers: Iterable[Measurement]) -> None:
+    def measure(
+        self, numbers: Iterable[Measurement], *, subject: str | None = None, run: RunLink | None = None
+    ) -> None:
         """Store numbers; see `ports.Ledger.measure`.
 
         Raises:
             EvidenceError: a value is NaN or infinite, or a count is negative.
         """
-        rows: dict[tuple[str, ...], dict[str, Any]] = {}
-        for number in numbers:
-            if not isfinite(number.value) or number.rows < 0:
-                raise EvidenceError(
-                    f"measurement {number.name!r} of {number.model!r}, partition {number.partition}: {number.value} on "
-                    f"{number.rows} rows cannot be judged. Leave out what could not be measured."
-                )
-            values = {"value": float(number.value), "rows": int(number.rows), "as_of": _text(number.as_of)}
-            row = {**asdict(number), **values}
-            rows[tuple(row[column.name] for column in measurements.primary_key)] = row
+        numbers = list(numbers)
+        rows = figures.rows_of(numbers)
         if not rows:
             return
-        insert = self._insert(measurements)
-        upsert = insert.on_conflict_do_update(
-            index_elements=list(measurements.primary_key),
-            set_={"value": insert.excluded.value, "rows": insert.excluded["rows"]},
-        )
+        upsert = figures.upsert(self._insert)
+        sealed = None
         with self._open(self._writer) as connection:
-            connection.execute(upsert, list(rows.values()))
+            if run is not None:
+                sealed = self._cover(connection, numbers, str(subject), run)
+            connection.execute(upsert, rows)
+        if sealed is not None:
+            self._witnessed(sealed)
+
+    def _cover(self, connection: sa.Connection, numbers: list[Measurement], subject: str, run: RunLink) -> LedgerEntry:
+        """Write the entry with the digests of numbers of one model and moment, and clear their place in the table."""
+        model, as_of = numbers[0].model, numbers[0].as_of
+        head = self._lock(connection, model)
+        body = figures.cover(connection, model, as_of, numbers)
+        key = f"measured:{subject}:{run.run_id}:{digest([as_of.isoformat(), body.digests])[:ID_DIGITS]}"
+        if earlier := self._by_key(connection, model, key):
+            return earlier
+        entry = NewEntry(
+            kind=Kind.MEASUREMENT,
+            subject=subject,
+            verdict=Event.MEASURED,
+            as_of=as_of,
+            body=to_json(body),
+            run=run,
+            key=key,
+        )
+        sealed = seal(head, model=model, **entry)
+        self._write(connection, sealed)
+        return sealed
 
     def measurements(
         self,
@@ -232,35 +285,14 @@ class SqlLedger:
         since: str | None = None,
     ) -> tuple[Measurement, ...]:
         """Newest `as_of` of each; see `ports.Ledger.measurements`."""
-        table = measurements.c
-        query = sa.select(*_MEASURED).where(table.model == model).order_by(table.as_of)
-        for column, value in ((table.name, name), (table.version, version), (table.partition, partition)):
-            if value is not None:
-                query = query.where(column == value)
-        if since is not None:
-            query = query.where(table.partition >= since)
         with self._open(self._reader) as connection:
-            rows = connection.execute(query).all()
-        newest = {row[:4]: row[4:] for row in rows}
-        return tuple(
-            Measurement(
-                model=model,
-                partition=key[0],
-                name=key[1],
-                version=key[2],
-                slice=key[3],
-                value=value,
-                rows=count,
-                as_of=datetime.fromisoformat(as_of),
-            )
-            for key, (value, count, as_of) in sorted(newest.items())
-        )
+            return figures.newest(connection, model, name=name, version=version, partition=partition, since=since)
 
     # --- leases ------------------------------------------------------------------------------------------------
 
     def claim(self, model: str, purpose: str, holder: str, as_of: datetime) -> bool:
         """Take the single-flight lease in one statement; see `ports.Ledger.claim`."""
-        insert = self._insert(leases).values(model=model, purpose=purpose, holder=holder, as_of=_text(as_of))
+        insert = self._insert(leases).values(model=model, purpose=purpose, holder=holder, as_of=utc_text(as_of))
         # the update changes nothing: it makes the statement return who has the lease, whoever it is
         kept = insert.on_conflict_do_update(
             index_elements=list(leases.primary_key), set_={"holder": leases.c.holder}
@@ -283,22 +315,27 @@ class SqlLedger:
 
     # --- the chain ---------------------------------------------------------------------------------------------
 
-    def verify(self, model: str | None = None) -> int:
-        """Check every chain, its head and its deployments; see `ports.Ledger.verify`."""
+    def verify(self, model: str | None = None, against: Sequence[SignedHead] = ()) -> int:
+        """Check every chain, its head, deployments and measurements; see `ports.Ledger.verify`."""
         with self._open(self._reader) as connection:
-            named = sa.union(*(sa.select(t.c.model) for t in (decisions, chain_heads, deployments)))
-            models = sorted(connection.execute(named).scalars()) if model is None else [model]
-            return sum(self._verify_chain(connection, chain) for chain in models)
+            tables = (decisions, chain_heads, deployments, measurements)
+            named = sa.union(*(sa.select(t.c.model) for t in tables))
+            models = {*connection.execute(named).scalars(), *(head.model for head in against)}
+            chosen = sorted(models) if model is None else [model]
+            return sum(
+                self._verify_chain(connection, chain, [head for head in against if head.model == chain])
+                for chain in chosen
+            )
 
-    def _verify_chain(self, connection: sa.Connection, model: str) -> int:
-        entries = sa.select(decisions).where(decisions.c.model == model).order_by(decisions.c.seq)
+    def _verify_chain(self, connection: sa.Connection, model: str, against: Sequence[SignedHead]) -> int:
+        rows = connection.execute(sa.select(decisions).where(decisions.c.model == model).order_by(decisions.c.seq))
+        entries = [_entry(row) for row in rows]
         head = connection.execute(sa.select(chain_heads).where(chain_heads.c.model == model)).one_or_none()
-        return check_chain(
-            model,
-            [_entry(row) for row in connection.execute(entries)],
-            None if head is None else Head(head.seq, head.hash),
-            _revisions(connection, model),
-        )
+        kept = None if head is None else Head(head.seq, head.hash)
+        checked = check_chain(model, entries, kept, _revisions(connection, model))
+        check_against(model, entries, against)
+        check_measurements(model, entries, figures.of_model(connection, model))
+        return checked
 
 
 def _of_kind(query: sa.Select[Any], kind: str | Collection[str] | None) -> sa.Select[Any]:
@@ -340,10 +377,3 @@ def _entry(row: sa.Row[Any]) -> LedgerEntry:
             f"ledger of {row.model!r}: entry seq {row.seq} ({row.id}) was edited: it cannot be read ({error}). "
             "Restore it from a backup."
         ) from error
-
-
-def _text(moment: datetime) -> str:
-    """UTC, always with microseconds: as text it sorts as time does."""
-    if moment.tzinfo is None:
-        raise LedgerError(f"time {moment.isoformat()} is naive. Pass a time with a zone.")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")

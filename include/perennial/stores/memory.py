@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from perennial.errors import ArtifactMissing, LakeError, RegistryError
+from perennial.errors import ArtifactChanged, ArtifactMissing, LakeError, RegistryError
 from perennial.records import ModelVersion, MonitoringReference, Profile, PromotionEvidence, canonical, digest, to_json
 from perennial.stores.database import make_engine, metadata
 from perennial.stores.ledger import SqlLedger
-from perennial.stores.ports import Commit, Stores, Table, TrainingRun
+from perennial.stores.ports import Commit, LoggedRun, Stores, Table, TrainingRun
 from perennial.stores.schemas import fit_batches, fit_schema, refuse_other_partitions, scan_schema
 
 if TYPE_CHECKING:
@@ -158,13 +158,14 @@ class MemoryRegistry:
         self._versions: dict[str, list[ModelVersion]] = {}
         self._aliases: dict[str, dict[str, str]] = {}
 
-    def log_run(self, run: TrainingRun) -> str:
+    def log_run(self, run: TrainingRun) -> LoggedRun:
         """Keep the run; see `ports.Registry.log_run`."""
         run_id = digest([run.spec.name, run.link.run_id])[:32]
-        if run_id not in self._runs:
+        wrote = run_id not in self._runs
+        if wrote:
             kept = replace(run, estimator=copy.deepcopy(run.estimator))
             self._runs[run_id] = _Run(kept, {"perennial.run_id": run.link.run_id})
-        return run_id
+        return LoggedRun(run_id, _artifact_digest(run_id, self._runs[run_id].run), wrote)
 
     def register(self, model: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         """Make the run's model a version; see `ports.Registry.register`."""
@@ -178,7 +179,7 @@ class MemoryRegistry:
                 version=str(len(versions) + 1),
                 run_id=run_id,
                 snapshot=run.snapshot,
-                artifact_digest=digest([run_id, canonical(run.metrics), to_json(run.snapshot)]),
+                artifact_digest=_artifact_digest(run_id, run),
                 holdout_loss=run.holdout_loss,
                 holdout_rows=run.holdout_rows,
                 holdout_standard_error=run.holdout_standard_error,
@@ -196,16 +197,21 @@ class MemoryRegistry:
         """One version; see `ports.Registry.version`."""
         versions = {v.version: v for v in self.versions(model)}
         if version not in versions:
-            raise RegistryError(f"model {model!r} has no version {version!r}; it has {sorted(versions, key=int)}.")
+            raise ArtifactMissing(f"model {model!r} has no version {version!r}; it has {sorted(versions, key=int)}.")
         return versions[version]
 
     def versions(self, model: str) -> tuple[ModelVersion, ...]:
         """All versions, oldest first."""
         return tuple(self._versions.get(model, ()))
 
-    def load(self, model: str, version: str) -> Any:
+    def load(self, model: str, version: str, *, digest: str) -> Any:
         """The estimator itself, no copy: treat it as frozen. See `ports.Registry.load`."""
-        estimator = self._run(self.version(model, version).run_id).run.estimator
+        registered = self.version(model, version)
+        if registered.artifact_digest != digest:
+            raise ArtifactChanged(
+                f"version {version} of {model!r} has digest {registered.artifact_digest}, the ledger says {digest}."
+            )
+        estimator = self._run(registered.run_id).run.estimator
         if estimator is None:
             raise ArtifactMissing(
                 f"version {version} of {model!r} is registered, its artifact is gone. Roll back, or retrain."
@@ -250,3 +256,8 @@ class MemoryRegistry:
         if run_id not in self._runs:
             raise RegistryError(f"no run {run_id!r}; there are {sorted(self._runs)}.")
         return self._runs[run_id]
+
+
+def _artifact_digest(run_id: str, run: TrainingRun) -> str:
+    """What stands for the digest of the model's files: nothing is written here."""
+    return digest([run_id, canonical(run.metrics), to_json(run.snapshot)])

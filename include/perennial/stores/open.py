@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from perennial.errors import LakeError, LedgerError, RegistryError
 from perennial.spec import load_specs
-from perennial.stores.database import make_engine, upgrade
+from perennial.stores.database import checked_url, make_engine, upgrade
 from perennial.stores.lake import DeltaLake
 from perennial.stores.ledger import SqlLedger
 from perennial.stores.ports import Stores
@@ -17,27 +19,92 @@ from perennial.stores.registry import MlflowRegistry
 
 if TYPE_CHECKING:
     from perennial.settings import Settings
+    from perennial.stores.heads import Heads
+
+
+#: databases that MLflow itself can keep its tables in
+_MLFLOW_BACKENDS = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def open_stores(settings: Settings) -> Stores:
     """Make the folders, bring the ledger up to date, and connect to all three. Safe in many processes at once.
 
     Raises:
-        LedgerError: the ledger's database cannot be reached or upgraded.
+        LedgerError: the ledger's database cannot be reached or upgraded, or its address is none.
+        RegistryError, LakeError: the address of MLflow or of the lake is none.
     """
+    _check_addresses(settings)
     for folder in _folders(settings):
         folder.mkdir(parents=True, exist_ok=True)
     upgrade(settings.ledger_url)
-    served = settings.tracking_uri.startswith(("http://", "https://"))
+    served = _is_address(settings.tracking_uri)
     return Stores(
         lake=DeltaLake(settings.lake_root, _s3_options(settings) if "://" in settings.lake_root else None),
-        ledger=SqlLedger(make_engine(settings.ledger_url)),
+        ledger=SqlLedger(make_engine(settings.ledger_url), heads_of(settings)),
         registry=MlflowRegistry(
             settings.tracking_uri,
             artifacts=None if served else str((settings.home / "artifacts").resolve()),
             trusted=partial(_trusted_types, settings),
         ),
     )
+
+
+def heads_of(settings: Settings) -> Heads | None:
+    """Where the ledger's heads are signed and kept; None where that is not set.
+
+    Raises:
+        LedgerError: a place without a key, or a key that is none.
+    """
+    if not settings.heads:
+        return None
+    from perennial.stores.heads import Heads
+
+    if settings.heads_key is None:
+        raise LedgerError(
+            f"PERENNIAL_HEADS is {settings.heads}, but PERENNIAL_HEADS_KEY names no key to sign with. Make one with "
+            "`openssl genpkey -algorithm ed25519 -out heads.pem`."
+        )
+    return Heads(settings.heads, settings.heads_key)
+
+
+def _check_addresses(settings: Settings) -> None:
+    """Refuse, before anything is made, what no store can be at."""
+    checked_url(settings.ledger_url, "the ledger (PERENNIAL_LEDGER)", ("sqlite", "postgresql"))
+    if _is_address(settings.tracking_uri):
+        if _host_of(settings.tracking_uri) is None:
+            raise RegistryError(
+                f"the address of MLflow (MLFLOW_TRACKING_URI) is {settings.tracking_uri}, which has no host or no "
+                "port that is a number. Write it as http://host:5000."
+            )
+    else:
+        try:
+            checked_url(settings.tracking_uri, "MLflow (MLFLOW_TRACKING_URI)", _MLFLOW_BACKENDS)
+        except LedgerError as error:
+            raise RegistryError(f"{error} For a server: http://host:5000.") from None
+    root = settings.lake_root
+    if "://" in root and not (root.startswith("s3://") and urlsplit(root).netloc):
+        raise LakeError(
+            f"the address of the lake (PERENNIAL_LAKE) is {root}. Write it as a folder, or as s3://bucket/prefix."
+        )
+    endpoint = settings.environment.get("AWS_ENDPOINT_URL", "")
+    if endpoint and (not _is_address(endpoint) or _host_of(endpoint) is None):
+        raise LakeError(
+            f"AWS_ENDPOINT_URL is {endpoint}, which is no address of a server. Write it as http://host:9000."
+        )
+
+
+def _is_address(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _host_of(address: str) -> str | None:
+    """The host of an http address; None where there is none, or its port is no port."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        return None
+    return None if port == 0 else parts.hostname
 
 
 def _folders(settings: Settings) -> list[Path]:

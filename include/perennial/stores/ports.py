@@ -22,6 +22,7 @@ from perennial.records import (
     Profile,
     PromotionEvidence,
     RunLink,
+    SignedHead,
     Snapshot,
     Trial,
 )
@@ -175,8 +176,14 @@ class Ledger(Hashable, Protocol):
         """
         ...
 
-    def measure(self, measurements: Iterable[Measurement]) -> None:
-        """Store numbers; the same (model, partition, name, version, slice, as_of) again replaces the value."""
+    def measure(
+        self, measurements: Iterable[Measurement], *, subject: str | None = None, run: RunLink | None = None
+    ) -> None:
+        """Store numbers; the same (model, partition, name, version, slice, as_of) again replaces the value.
+
+        With `run`, the numbers are all those of one model and one `as_of`: they replace whatever their partitions had
+        of that moment, and an entry with their digests (`MeasuredBody`), about `subject`, is written with them.
+        """
         ...
 
     def measurements(
@@ -203,8 +210,10 @@ class Ledger(Hashable, Protocol):
         """Who has the lease."""
         ...
 
-    def verify(self, model: str | None = None) -> int:
-        """Check every chain; the number of entries checked.
+    def verify(self, model: str | None = None, against: Sequence[SignedHead] = ()) -> int:
+        """Check every chain, its deployments and its measurements; the number of entries checked.
+
+        `against` are heads that were signed and kept elsewhere: the chains must hold every one of them.
 
         Raises:
             LedgerTampered: names the first entry that was edited, dropped or reordered.
@@ -247,11 +256,21 @@ class TrainingRun:
     importance: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LoggedRun:
+    """A training in MLflow, and the digest of its model's files."""
+
+    run_id: str
+    artifact_digest: str
+    #: False: an earlier try had logged it, and what it fitted is what counts
+    wrote: bool = True
+
+
 class Registry(Protocol):
     """Runs, model artifacts, versions and aliases (MLflow)."""
 
-    def log_run(self, run: TrainingRun) -> str:
-        """Write the run with its model, profile and lineage; its id. Idempotent by `run.link.run_id`.
+    def log_run(self, run: TrainingRun) -> LoggedRun:
+        """Write the run with its model, profile and lineage. Idempotent by `run.link.run_id`.
 
         Raises:
             RegistryUnavailable: the server does not answer (its address is named).
@@ -287,7 +306,7 @@ class Registry(Protocol):
         """One version.
 
         Raises:
-            RegistryError: no such version; those that exist are named.
+            ArtifactMissing: no such version; those that exist are named.
         """
         ...
 
@@ -295,11 +314,15 @@ class Registry(Protocol):
         """All versions, oldest first."""
         ...
 
-    def load(self, model: str, version: str) -> Any:
-        """The fitted scikit-learn estimator. Never executes a pickle.
+    def load(self, model: str, version: str, *, digest: str) -> Any:
+        """The fitted scikit-learn estimator, where its bytes have the digest. Never executes a pickle.
+
+        The digest is the ledger's (`loop/artifacts.py`): what the registry itself says of a version is no witness.
 
         Raises:
-            ArtifactMissing: registered, but the artifact is gone.
+            ArtifactMissing: no such version, or its artifact is gone.
+            ArtifactChanged: the bytes have another digest.
+            ArtifactBroken: they cannot be read as a model.
             UntrustedType: a type outside the trust list.
         """
         ...

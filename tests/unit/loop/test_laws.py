@@ -26,7 +26,7 @@ from perennial.errors import (
     RegistryUnavailable,
     TrainingError,
 )
-from perennial.loop import drift_sensor, monitor, retrain, rollout
+from perennial.loop import artifacts, drift_sensor, monitor, retrain, rollout
 from perennial.measures import profiles
 from perennial.model import training
 from perennial.records import Decision
@@ -247,7 +247,7 @@ def test_a_tie_keeps_the_champion(
     mode: str, own_made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, stores = own_made.varied(gate={"mode": mode}), world("harmed")
-    champion = stores.registry.load("made", "1")
+    champion = artifacts.load(made.context(stores, made.day(2).end), "1")
     monkeypatch.setattr(training, "fit", lambda *args, **kwargs: champion)
     # before the change, so that nothing but the tie speaks against it
     result = made.retrain(stores, made.day(2).end, "retrain-1")

@@ -65,7 +65,7 @@ def test_the_champion_of_a_concept_that_comes_back_is_the_challenger(own_made: M
     made.score(stores, made.day(DAYS[-1] + 1))
     said = {r["event_id"]: r["prediction"] for r in rows_of(stores, "predictions") if r["model_version"] == "3"}
     rows = stores.lake.scan("accepted", "made").read_all().to_pandas().set_index("event_id").loc[list(said)]
-    model = stores.registry.load("made", "1")
+    model = stores.registry.load("made", "1", digest=first.artifact_digest)
     assert np.allclose(list(said.values()), model.predict_proba(rows[["signal", "noise", "channel"]])[:, 1])
 
 

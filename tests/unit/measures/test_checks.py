@@ -304,6 +304,22 @@ def test_the_docs_have_a_page_for_each_batch_and_an_index(suite_of: Write, tmp_p
     assert "weight" in (docs / "2013-06-03T000000.html").read_text()
 
 
+HOSTILE = "</script><script>alert('a')</script><img src=x onerror=alert(2)>"
+
+
+def test_what_a_category_holds_is_text_in_the_docs(suite_of: Write, tmp_path: Path) -> None:
+    suite = suite_of(
+        expect("column_values_to_be_in_set", column="depot", value_set=["north"]),
+        expect("column_most_common_value_to_be_in_set", column="depot", value_set=["north"]),
+        expect("column_distinct_values_to_be_in_set", column="depot", value_set=["north"]),
+    )
+    check(suite, batch(depot=[HOSTILE] * ROWS), docs=tmp_path / "docs")
+    page = next(f for f in (tmp_path / "docs").glob("*.html") if f.name != "index.html").read_text(encoding="utf-8")
+    assert "&lt;/script&gt;&lt;script&gt;alert(" in page
+    assert "<script>alert(" not in page
+    assert "<img src=x" not in page
+
+
 def test_a_batch_validated_again_replaces_its_page(suite_of: Write, tmp_path: Path) -> None:
     suite = suite_of(WEIGHT)
     check(suite, batch(weight=[200.0] * ROWS), docs=tmp_path / "docs")

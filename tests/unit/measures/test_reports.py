@@ -127,3 +127,15 @@ def test_retention_keeps_the_files_written_last(tmp_path: Path) -> None:
     assert (tmp_path / "data_docs" / "index.html").exists()
     assert reports.keep_newest(tmp_path, 2) == ()
     assert len(reports.keep_newest(tmp_path, 0)) == 2
+
+
+def test_what_a_category_holds_is_text_on_the_page(spec: ModelSpec) -> None:
+    hostile = "</script><script>alert('a')</script><img src=x onerror=alert(2)>"
+    reference, current = rows_of(spec, 600, 1), rows_of(spec, 600, 2)
+    for side in (reference, current):
+        side[spec.features.categorical[0]] = [hostile, "b"] * 300
+    html = page(spec, reference, current, decide(spec, reference, current))
+    assert "&lt;/script&gt;&lt;script&gt;alert(" in html
+    assert "<script>alert(" not in html
+    assert "</script><script>alert" not in html
+    assert "<img src=x" not in html

@@ -33,8 +33,9 @@ def monitor(context: TaskContext, partition: Partition) -> MonitoringResult:
     deployment = scored.deployment
     decision, predictions = judge_drift(context, partition, deployment, scoring.run.run_id)
     drift = context.append(Kind.DRIFT, partition.key, decision.verdict, decision, key=f"drift:{partition.key}:{run_id}")
-    ledger.measure(estimate_quality(context, partition, deployment, scoring.run.run_id))
-    measured, labels = measure_quality(context, partition)
+    figures = estimate_quality(context, partition, deployment, scoring.run.run_id)
+    measured, labels = measure_quality(context, partition, figures)
+    ledger.measure(figures, subject=partition.key, run=context.run)
     drifted = tuple(drifted_columns(decision))
     health = context.append(
         Kind.HEALTH,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from perennial.context import TaskContext
 from perennial.data.labels import collect_labels, labels_known
+from perennial.errors import ArtifactError
 from perennial.loop.monitor.drift import judge_labels
 from perennial.loop.monitor.predictions import prediction_values, predictions_of, scores, scoring_of
 from perennial.measures import estimates, quality
@@ -36,8 +38,15 @@ if TYPE_CHECKING:
 LEAST_LOOKBACK = 3
 
 
-def measure_quality(context: TaskContext, partition: Partition) -> tuple[list[str], dict[str, LedgerEntry]]:
+def measure_quality(
+    context: TaskContext, partition: Partition, figures: list[Measurement]
+) -> tuple[list[str], dict[str, LedgerEntry]]:
     """Collect labels known by `as_of` and measure every scored partition of the lookback whose labels changed.
+
+    Args:
+        context: the model, and who measures it when.
+        partition: the newest one.
+        figures: what was measured is added here.
 
     Returns:
         the keys that were measured, and the label drift entries of those whose labels are all due.
@@ -58,11 +67,11 @@ def measure_quality(context: TaskContext, partition: Partition) -> tuple[list[st
         if _is_measured(context, older, before.get(older.key), rows):
             continue
         if context.as_of >= older.end + spec.label.delay:
-            # before the measurement, which ends the partition's turn: a run that dies in between comes back here
+            # before the measurement is written, which ends the partition's turn: a run that dies in between comes back
             entry = _judge_labels(context, older, references)
             if entry is not None:
                 label_drift[older.key] = entry
-        stores.ledger.measure(_quality_of(context, older, rows))
+        figures += _quality_of(context, older, rows)
         measured.append(older.key)
     return measured, label_drift
 
@@ -145,14 +154,34 @@ def _quality_of(context: TaskContext, partition: Partition, label_rows: int) -> 
         frame = quality.join(scored, labels, spec.entity).to_pandas()
         frame = frame[frame["prediction"].notna()]
         if not frame.empty:
-            losses[version] = _add_losses(context, figures, version, frame)
+            reference = _reference_of(context, version, needed=version == deployment.champion)
+            losses[version] = _add_losses(context, figures, version, frame, reference)
     if deployment.challenger in losses and deployment.champion in losses:
         _add_paired(figures, deployment, losses, partition)
     return figures.taken
 
 
-def _add_losses(context: TaskContext, figures: _Figures, version: str, frame: pd.DataFrame) -> pd.Series:
-    """One version's figures on labelled rows; the rows' losses by entity."""
+def _reference_of(context: TaskContext, version: str, *, needed: bool) -> MonitoringReference | None:
+    """What monitoring needs of a version's holdout; None where it is not needed and broken.
+
+    Raises:
+        ArtifactError: it is needed (the champion's), and missing or broken.
+    """
+    registry = context.stores.registry
+    try:
+        return registry.reference(registry.version(context.model, version).run_id)
+    except ArtifactError as error:
+        if needed:
+            raise
+        # a challenger's own fault must not leave the champion unmeasured; its losses are measured without it
+        logging.getLogger(__name__).warning("%s The challenger is measured without it.", error)
+        return None
+
+
+def _add_losses(
+    context: TaskContext, figures: _Figures, version: str, frame: pd.DataFrame, reference: MonitoringReference | None
+) -> pd.Series:
+    """One version's figures on labelled rows; the rows' losses by entity. Without a reference, those that need none."""
     spec = context.spec
     predicted = prediction_values(spec, frame)
     truth = frame["label"].to_numpy()
@@ -163,10 +192,9 @@ def _add_losses(context: TaskContext, figures: _Figures, version: str, frame: pd
     for name, value in quality.metrics(spec.task, truth, predicted, spec.label.classes).items():
         if np.isfinite(value):
             figures.add(Figure(name), version, value, total.rows)
-    registry = context.stores.registry
-    reference = registry.reference(registry.version(context.model, version).run_id)
-    _add_score_bins(context, figures, version, predicted, losses, reference)
-    if reference.constant:
+    if reference is not None:
+        _add_score_bins(context, figures, version, predicted, losses, reference)
+    if reference is not None and reference.constant:
         constant = constant_predictions(spec, reference.constant, len(truth))
         of_constant = quality.row_losses(spec.task, spec.metric, truth, constant, spec.label.classes)
         above = quality.loss_sum(losses - of_constant)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from perennial.context import TaskContext
 from perennial.decisions.promotion import LASTING_DAYS, LASTING_PARTITIONS
+from perennial.loop import artifacts
 from perennial.measures import estimates, profiles, quality
 from perennial.model import training
 from perennial.records import LabelShare, MonitoringReference, PairedSum, Profile, PromotionEvidence
@@ -164,7 +165,7 @@ def _champion_on(context: TaskContext, holdout: pd.DataFrame, truth: np.ndarray)
     if deployment is None:
         return _Champion(None, np.zeros(len(holdout)), np.ones(len(holdout), dtype=bool))
     version = registry.version(spec.name, deployment.champion)
-    prediction = training.predict(registry.load(spec.name, deployment.champion), holdout, spec)
+    prediction = training.predict(artifacts.load(context, deployment.champion), holdout, spec)
     return _Champion(
         version=deployment.champion,
         losses=quality.row_losses(spec.task, spec.metric, truth, prediction, spec.label.classes),

@@ -9,7 +9,8 @@ import numpy as np
 
 from perennial.context import TaskContext
 from perennial.decisions import reuse
-from perennial.errors import ArtifactMissing
+from perennial.errors import ArtifactError
+from perennial.loop import artifacts
 from perennial.measures import quality
 from perennial.model import training
 from perennial.records import (
@@ -57,17 +58,16 @@ def returned_champion(
     chosen = concluded(ReuseConclusion, entry.read(Decision)).version
     if chosen is None:
         return None
-    registry = context.stores.registry
-    estimator = estimators[chosen] if chosen in estimators else registry.load(spec.name, chosen)
-    return registry.version(spec.name, chosen), estimator
+    estimator = estimators[chosen] if chosen in estimators else artifacts.load(context, chosen)
+    return context.stores.registry.version(spec.name, chosen), estimator
 
 
 def _loaded(context: TaskContext, version: ModelVersion) -> Any | None:
-    """The version's estimator; None where its artifact is gone."""
+    """The version's estimator; None where its artifact is gone, or is not what it was."""
     try:
-        return context.stores.registry.load(context.model, version.version)
-    except ArtifactMissing as error:
-        # whoever cleans old artifacts away gives these up, not the retrain
+        return artifacts.load(context, version.version)
+    except ArtifactError as error:
+        # whoever cleans old artifacts away, or breaks them, gives these up, not the retrain
         logging.getLogger(__name__).warning("%s It is not tried as the model of a concept that came back.", error)
         return None
 

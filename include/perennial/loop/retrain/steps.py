@@ -15,8 +15,8 @@ from perennial.data.batches import accept_history
 from perennial.data.labels import collect_labels
 from perennial.data.snapshots import narrowed, read_snapshot, take_snapshot
 from perennial.decisions import promotion
-from perennial.errors import LeaseTaken, NotEnoughRows
-from perennial.loop import lane
+from perennial.errors import LeaseTaken, NotEnoughRows, explained
+from perennial.loop import artifacts, lane
 from perennial.loop.retrain.evaluation import evaluate, reference_profile
 from perennial.loop.retrain.former import returned_champion
 from perennial.loop.retrain.windows import SINCE_CHANGE, ChosenWindow, choose_window
@@ -148,7 +148,11 @@ def train(context: TaskContext, snapshot: Snapshot) -> str:
     snapshot = narrowed(context, snapshot, chosen.start)
     rows, window = _since(spec, rows, chosen.start), _since(spec, window, chosen.start)
     fitted = _fit(context, snapshot, window, chosen)
-    return context.stores.registry.log_run(_training_run(context, snapshot, rows, fitted, chosen))
+    run = _training_run(context, snapshot, rows, fitted, chosen)
+    logged = context.stores.registry.log_run(run)
+    if run.evidence is not None:
+        artifacts.record_run(context, logged, run.evidence)
+    return logged.run_id
 
 
 def _training_run(
@@ -222,7 +226,7 @@ def _fit(context: TaskContext, snapshot: Snapshot, window: pd.DataFrame, chosen:
 def gate(context: TaskContext, mlflow_run_id: str) -> GateResult:
     """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once."""
     registry = context.stores.registry
-    evidence = registry.evidence(mlflow_run_id)
+    evidence = artifacts.evidence_of(context, mlflow_run_id)
     decision = promotion.decide(evidence, context.spec.gate, None)
     link = replace(context.run, mlflow_run_id=mlflow_run_id)
     key = f"promotion:{mlflow_run_id}"
@@ -246,7 +250,7 @@ def gate(context: TaskContext, mlflow_run_id: str) -> GateResult:
     if result.verdict != Verdict.ADMIT:
         context.stores.ledger.release(context.model, RETRAIN_LEASE, context.run.run_id)
         return result
-    version = registry.register(context.model, mlflow_run_id, tags).version
+    version = artifacts.register(context, mlflow_run_id, tags).version
     return replace(result, version=version, first=_serve_first(context, version, result))
 
 
@@ -303,7 +307,7 @@ def abandoned_on_error(context: TaskContext) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        abandon(context, f"{type(error).__name__}: {error}", held_by=context.run.run_id)
+        abandon(context, explained(error), held_by=context.run.run_id)
         raise
 
 

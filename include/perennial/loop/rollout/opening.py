@@ -7,7 +7,7 @@ from statistics import median_low
 from perennial.context import TaskContext
 from perennial.decisions import rollout as rule
 from perennial.errors import LedgerError, RegistryError, SpecError
-from perennial.loop import lane
+from perennial.loop import artifacts, lane
 from perennial.loop.rollout.deployments import deployment_of, reconcile
 from perennial.records import Deployment, Event, Kind, ModelVersion, OpenedBody, ScoringBody, SupersededBody, Verdict
 from perennial.stores.ports import RETRAIN_LEASE
@@ -26,7 +26,7 @@ def require_approval(context: TaskContext, version: str, digest: str | None) -> 
     """
     if context.spec.rollout.approval == "none":
         return
-    artifact = context.stores.registry.version(context.model, version).artifact_digest
+    artifact = artifacts.digest_of(context, version)
     if digest is None or len(digest) < SHORTEST_DIGEST or not artifact.startswith(digest):
         msg = (
             f"version {version} of {context.model!r} needs a person's approval, bound to its artifact digest "
@@ -40,9 +40,10 @@ def require_digest(context: TaskContext, version: str, proposed: str) -> None:
     """Check that the artifact of `version` is the one that was proposed, and perhaps approved, for this rollout.
 
     Raises:
+        ArtifactChanged: MLflow and the ledger name different ones.
         SpecError: it is another one; both digests are named.
     """
-    artifact = context.stores.registry.version(context.model, version).artifact_digest
+    artifact = artifacts.digest_of(context, version)
     if artifact != proposed:
         msg = (
             f"version {version} of {context.model!r} has artifact digest {artifact}, proposed was {proposed}. Somebody "
@@ -54,7 +55,7 @@ def require_digest(context: TaskContext, version: str, proposed: str) -> None:
 def first_share(context: TaskContext, version: str) -> float:
     """The share that `version` would serve first, if its rollout were opened now: for the person who approves it."""
     registry, policy = context.stores.registry, context.spec.rollout_plan
-    evidence = registry.evidence(registry.version(context.model, version).run_id)
+    evidence = artifacts.evidence_of(context, registry.version(context.model, version).run_id)
     return policy.steps[rule.start(evidence, policy, deployment_of(context).champion, _blind(context)).stage]
 
 
@@ -134,7 +135,7 @@ def _supersede(context: TaskContext, now: Deployment, version: ModelVersion) -> 
         entry.seq > opened and entry.verdict == Verdict.ADMIT
         for entry in ledger.entries(model, kind=Kind.PROMOTION, subject=version.run_id)
     )
-    if not admitted or context.stores.registry.evidence(version.run_id).champion != now.champion:
+    if not admitted or artifacts.evidence_of(context, version.run_id).champion != now.champion:
         msg = (
             f"{model!r} has rollout {rollout_id} of version {now.challenger} under way; version {version.version} was "
             f"not admitted since, against champion {now.champion}, and cannot take its place. Wait for it, "
@@ -159,13 +160,13 @@ def _supersede(context: TaskContext, now: Deployment, version: ModelVersion) -> 
 
 def _opened(context: TaskContext, champion: str, version: ModelVersion, approved_by: str | None) -> OpenedBody:
     """What is fixed before the first row is seen: what was learnt, the size of a partition, the first stage."""
-    policy, registry = context.spec.rollout_plan, context.stores.registry
-    start = rule.start(registry.evidence(version.run_id), policy, champion, _blind(context))
+    policy = context.spec.rollout_plan
+    start = rule.start(artifacts.evidence_of(context, version.run_id), policy, champion, _blind(context))
     scored = context.stores.ledger.entries(context.model, kind=Kind.SCORING, newest=_BATCHES)
     rows = [entry.read(ScoringBody).rows for entry in scored if entry.verdict == Event.SERVED]
     return OpenedBody(
         version=version.version,
-        artifact_digest=version.artifact_digest,
+        artifact_digest=artifacts.digest_of(context, version.version),
         steps=policy.steps,
         approved_by=approved_by,
         learnt_until=version.snapshot.end,

@@ -29,6 +29,9 @@ def write_pages(docs: Path, name: str, report: ValidationReport, evaluated: Any)
 
     docs.mkdir(parents=True, exist_ok=True)
     _count(evaluated, report)
+    for result in evaluated.results:
+        # the library's templates write some of what it observed as it is, and some of it into a script
+        result.result = _as_text(result.result)
     evaluated.meta["batch_id"] = name
     with quiet():
         page = _view().render(ValidationResultsPageRenderer(run_info_at_end=True).render(evaluated))
@@ -50,6 +53,17 @@ def _view() -> Any:
     from great_expectations.render.view import DefaultJinjaPageView
 
     return DefaultJinjaPageView()
+
+
+def _as_text(value: Any) -> Any:
+    """The same with every text escaped: what rows hold may be markup, which the page must not act on."""
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_as_text(inner) for inner in value]
+    return value
 
 
 def _count(evaluated: Any, report: ValidationReport) -> None:

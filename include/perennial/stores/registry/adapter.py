@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
+from perennial.errors import ArtifactBroken, ArtifactMissing, RegistryError, RegistryUnavailable
 from perennial.records import (
     ModelVersion,
     MonitoringReference,
@@ -19,7 +20,7 @@ from perennial.records import (
     from_json,
     reference_in,
 )
-from perennial.stores.ports import TrainingRun
+from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import TRUSTED_TYPES, load_model
 from perennial.stores.registry.connection import Connection
 from perennial.stores.registry.runs import PREFIX, write_run
@@ -27,6 +28,8 @@ from perennial.stores.registry.runs import PREFIX, write_run
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
+
+T = TypeVar("T")
 
 #: tags of a run and its version that hold a ModelVersion's fields
 _FIELDS = ("snapshot", "artifact_digest", "holdout_loss", "holdout_rows", "holdout_error", "label_mean")
@@ -59,7 +62,7 @@ class MlflowRegistry:
 
     # --- runs --------------------------------------------------------------------------------------------------
 
-    def log_run(self, run: TrainingRun) -> str:
+    def log_run(self, run: TrainingRun) -> LoggedRun:
         """Write the run with its model, profile and lineage; see `ports.Registry.log_run`."""
         trusted = self._trust(run.spec.name) | set(run.spec.training.trusted_types)
         with self._mlflow.asking(f"log the run {run.link.run_id!r} of {run.spec.name!r}"):
@@ -73,24 +76,35 @@ class MlflowRegistry:
 
     def evidence(self, run_id: str) -> PromotionEvidence:
         """What the gate judges; see `ports.Registry.evidence`."""
-        return from_json(PromotionEvidence, self._file_of_run(run_id, "evidence.json"))
+        return self._read(run_id, "evidence.json", partial(from_json, PromotionEvidence))
 
     def reference(self, run_id: str) -> MonitoringReference:
         """What monitoring needs of the holdout; see `ports.Registry.reference`."""
         try:
-            return from_json(MonitoringReference, self._file_of_run(run_id, "monitoring_reference.json"))
+            return self._read(run_id, "monitoring_reference.json", partial(from_json, MonitoringReference))
         except ArtifactMissing:
-            return reference_in(self._file_of_run(run_id, "evidence.json"))
+            return self._read(run_id, "evidence.json", reference_in)
 
-    def _file_of_run(self, run_id: str, name: str) -> Any:
-        """The content of a JSON file that was logged with the run."""
+    def _read(self, run_id: str, name: str, parse: Callable[[Any], T]) -> T:
+        """A JSON file that was logged with the run, as a record.
+
+        Raises:
+            ArtifactMissing: there is no such file.
+            ArtifactBroken: it does not hold such a record.
+        """
         with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
             with self._mlflow.asking(f"find the run {run_id}"):
                 root = self._client.get_run(run_id).info.artifact_uri
             file = self._mlflow.download(f"{root}/{name}", Path(scratch), f"{name} of run {run_id}")
             if not file.is_file():
                 raise ArtifactMissing(f"run {run_id} has no {name} at {root}. Train again.")
-            return json.loads(file.read_text(encoding="utf-8"))
+            try:
+                return parse(json.loads(file.read_bytes()))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ArtifactBroken(
+                    f"{name} of run {run_id} at {root} cannot be read ({type(error).__name__}: {error}). Somebody "
+                    "changed it: restore it from a backup, or train again."
+                ) from error
 
     # --- versions ----------------------------------------------------------------------------------------------
 
@@ -129,24 +143,20 @@ class MlflowRegistry:
         """All versions, oldest first; those that another program registered are left out."""
         return tuple(_model_version(model, registered) for registered in self._registered(model))
 
-    def load(self, model: str, version: str) -> Any:
-        """The fitted estimator, built from skops after its types and its digest were checked.
+    def load(self, model: str, version: str, *, digest: str) -> Any:
+        """The fitted estimator, built from skops after its digest and its types were checked; see `ports.Registry`.
 
-        Raises:
-            ArtifactMissing: registered, but the artifact is gone.
-            UntrustedType: a pickle, or a type outside the trust list.
-            RegistryError: the bytes are not the ones that were registered.
+        MLflow's own tag says nothing here: who can put a file there can set the tag as well.
         """
-        registered = self._registered_version(model, version)
+        source = self._registered_version(model, version).source
         what = f"version {version} of {model!r}"
-        expected = _model_version(model, registered).artifact_digest
         with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
-            folder = self._mlflow.download(registered.source, Path(scratch), what)
-            return load_model(folder, self._trust(model), what=what, source=registered.source, digest=expected)
+            folder = self._mlflow.download(source, Path(scratch), what)
+            return load_model(folder, self._trust(model), what=what, source=source, digest=digest)
 
     def profile(self, model: str, version: str) -> Profile:
         """The reference profile that was saved with the version; see `ports.Registry.profile`."""
-        return from_json(Profile, self._file_of_run(self.version(model, version).run_id, "profile.json"))
+        return self._read(self.version(model, version).run_id, "profile.json", partial(from_json, Profile))
 
     def _trust(self, model: str) -> set[str]:
         return {*TRUSTED_TYPES, *self._trusted(model)}
@@ -154,7 +164,7 @@ class MlflowRegistry:
     def _registered_version(self, model: str, version: str) -> RegisteredVersion:
         registered = {str(v.version): v for v in self._registered(model)}
         if version not in registered:
-            raise RegistryError(
+            raise ArtifactMissing(
                 f"model {model!r} has no version {version!r} in MLflow at {self._mlflow.uri}; it has "
                 f"{list(registered)}."
             )

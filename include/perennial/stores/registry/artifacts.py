@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from perennial.errors import ArtifactMissing, RegistryError, UntrustedType
+from perennial.errors import ArtifactBroken, ArtifactChanged, ArtifactError, ArtifactMissing, UntrustedType
 from perennial.stores.ports import TrainingRun
 
 #: what scikit-learn's own estimators hold beyond the types skops trusts by itself: data and compiled tables, no code of
@@ -72,28 +72,45 @@ def save_model(run: TrainingRun, folder: Path, trusted: Iterable[str]) -> None:
 def load_model(folder: Path, trusted: Iterable[str], *, what: str, source: str, digest: str) -> Any:
     """The estimator in an artifact's folder, built after its digest and its types were checked.
 
+    Nothing of the folder is read as anything but bytes before the digest holds.
+
     Args:
         folder: as `save_model` wrote it.
         trusted: the types that it may hold.
         what: names the model in errors, as in `version 3 of 'flight_delay'`.
         source: where the folder was copied from, for errors.
-        digest: what `digest_folder` said when the model was registered.
+        digest: what `digest_folder` said when the model was fitted.
 
     Raises:
+        ArtifactChanged: the bytes have another digest.
         ArtifactMissing: the folder lacks its files.
+        ArtifactBroken: the files cannot be read as a model.
         UntrustedType: a pickle, or a type that is not trusted.
-        RegistryError: the bytes are not the ones that were registered.
     """
+    actual = digest_folder(folder)
+    if actual != digest:
+        raise ArtifactChanged(
+            f"{what}: the artifact at {source} has digest {actual}, the ledger says {digest}. Somebody changed it "
+            "after the fit; nothing was loaded. Find out who, restore it from a backup, roll back, or train again."
+        )
+    try:
+        return _built(folder, sorted({*trusted}), what)
+    except (ArtifactError, OSError):
+        # an OSError is this machine's: the files lie in a folder of its own
+        raise
+    except Exception as error:
+        # the bytes decide what is raised: YAML, ZIP and JSON readers and every type's own reconstruction have their say
+        raise ArtifactBroken(
+            f"{what}: the artifact at {source} cannot be read as a model ({type(error).__name__}: {error}). "
+            "Roll back, or train again."
+        ) from error
+
+
+def _built(folder: Path, allowed: list[str], what: str) -> Any:
+    """The estimator, where it holds allowed types only."""
     import skops.io
 
     file = _skops_file(folder, what)
-    actual = digest_folder(folder)
-    if actual != digest:
-        raise RegistryError(
-            f"{what}: the artifact at {source} has digest {actual}, registered was {digest}. Somebody changed it. "
-            "Roll back, or train again."
-        )
-    allowed = sorted({*trusted})
     if refused := sorted({*skops.io.get_untrusted_types(file=file)} - {*allowed}):
         raise UntrustedType(
             f"{what} holds types {refused} outside the trust list. Review them, then "
@@ -129,14 +146,17 @@ def _skops_file(folder: Path, what: str) -> Path:
     description = folder / "MLmodel"
     if not description.is_file():
         raise ArtifactMissing(f"{what} is registered, its artifact holds no MLmodel file. Roll back, or retrain.")
-    flavors = YAML(typ="safe", pure=True).load(description).get("flavors", {})
-    form = flavors.get("sklearn", {}).get("serialization_format")
+    described = YAML(typ="safe", pure=True).load(description)
+    flavor = described["flavors"]["sklearn"]
+    form = flavor.get("serialization_format")
     if form != "skops":
         raise UntrustedType(
             f"{what} is stored as {form!r}; reading that can run any code. Only 'skops' is read: train and register it "
             "again through Perennial."
         )
-    file = folder / str(flavors["sklearn"]["pickled_model"])
+    file = (folder / str(flavor["pickled_model"])).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise UntrustedType(f"{what}: its MLmodel names {file}, which is outside of the artifact. Train it again.")
     if not file.is_file():
         raise ArtifactMissing(f"{what} is registered, its file {file.name} is gone. Roll back, or retrain.")
     return file

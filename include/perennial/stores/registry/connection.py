@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
+from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, without_secrets
 from perennial.stores.registry.artifacts import is_absence
 
 if TYPE_CHECKING:
@@ -21,16 +22,23 @@ class Connection:
     """MLflow at one address."""
 
     def __init__(self, uri: str) -> None:
-        """Args: `uri` is a server's http:// address, or sqlite:///..."""
-        self.uri = uri
+        """Args: `uri` is a server's http:// address, or sqlite:///...; a user and password in it are MLflow's login."""
+        self._login, self._uri = _login_in(uri)
+
+    @property
+    def uri(self) -> str:
+        """Where MLflow is, as a person may see it."""
+        return without_secrets(self._uri)
 
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's own client; importing the library takes seconds, so it is made when it is first needed."""
         _quieten()
+        # MLflow's own errors and logs print the address: a login in it is handed over as MLflow wants it instead
+        os.environ.update(self._login)
         from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:
@@ -68,7 +76,7 @@ class Connection:
 
         with self.asking(f"download {what}"):
             try:
-                return Path(download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=self.uri))
+                return Path(download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=self._uri))
             except (MlflowException, OSError) as error:
                 if is_absence(error):
                     raise ArtifactMissing(
@@ -76,6 +84,20 @@ class Connection:
                         "retrain."
                     ) from error
                 raise
+
+
+def _login_in(uri: str) -> tuple[dict[str, str], str]:
+    """The variables that MLflow takes a login from, and the address without it."""
+    if not uri.startswith(("http://", "https://")):
+        return {}, uri
+    parts = urlsplit(uri)
+    if parts.username is None:
+        return {}, uri
+    login = {
+        "MLFLOW_TRACKING_USERNAME": unquote(parts.username),
+        "MLFLOW_TRACKING_PASSWORD": unquote(parts.password or ""),
+    }
+    return login, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _quieten() -> None:

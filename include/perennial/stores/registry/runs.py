@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from perennial.records import Snapshot, canonical, digest, to_json
-from perennial.stores.ports import TrainingRun
+from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import digest_folder, save_model
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _DATASET_DIGEST = 36
 _CHUNK = 100
 
 
-def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, trusted: Iterable[str]) -> str:
+def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, trusted: Iterable[str]) -> LoggedRun:
     """Write the run. Where a complete run of the same link exists already, nothing is written.
 
     Args:
@@ -39,7 +39,7 @@ def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, 
         trusted: the types that the estimator may hold.
 
     Returns:
-        The id of the run in MLflow.
+        The run in MLflow, and the digest of the model's files: of those that were sent, not of what arrived.
 
     Raises:
         UntrustedType: the estimator holds other types; no run is left behind.
@@ -55,7 +55,8 @@ def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, 
         run_id = str(started.info.run_id)
         model_id = _log_model(client, run, experiment, run_id, model)
         client.set_tag(run_id, f"{PREFIX}model_id", model_id)
-        client.set_tag(run_id, f"{PREFIX}artifact_digest", digest_folder(model))
+        digest_of_model = digest_folder(model)
+        client.set_tag(run_id, f"{PREFIX}artifact_digest", digest_of_model)
         _log_numbers(client, run_id, run.params, run.metrics, run.snapshot)
         _log_lineage(client, run_id, run)
         _log_trials(client, experiment, run_id, run)
@@ -64,7 +65,7 @@ def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, 
         client.log_artifacts(run_id, str(files))
     # the last write: a run that is FINISHED is complete
     client.set_terminated(run_id)
-    return run_id
+    return LoggedRun(run_id, digest_of_model)
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
@@ -84,13 +85,16 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
         return str(experiment.experiment_id)
 
 
-def _complete_run(client: MlflowClient, experiment: str, link: str) -> str | None:
+def _complete_run(client: MlflowClient, experiment: str, link: str) -> LoggedRun | None:
     """The complete run that this Airflow run logged earlier; incomplete ones are marked as killed."""
     earlier = client.search_runs([experiment], f"tags.`{PREFIX}key` = '{_key(link)}'")
     for run in earlier:
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, status="KILLED")
-    return next((str(run.info.run_id) for run in earlier if run.info.status == "FINISHED"), None)
+    complete = next((run for run in earlier if run.info.status == "FINISHED"), None)
+    if complete is None:
+        return None
+    return LoggedRun(str(complete.info.run_id), str(complete.data.tags[f"{PREFIX}artifact_digest"]), wrote=False)
 
 
 def _log_model(client: MlflowClient, run: TrainingRun, experiment: str, run_id: str, folder: Path) -> str:
@@ -101,6 +105,10 @@ def _log_model(client: MlflowClient, run: TrainingRun, experiment: str, run_id: 
     description = Model.load(str(folder))
     description.run_id, description.model_id = run_id, logged.model_id
     description.save(str(folder / "MLmodel"))
+    for file in folder.rglob("*"):
+        if file.is_file():
+            # the copy in a local folder of artifacts has these rights too: written once
+            file.chmod(0o444)
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     return str(logged.model_id)

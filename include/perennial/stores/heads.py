@@ -1,0 +1,208 @@
+"""Signed heads of the ledger's chains, kept where the ledger's database cannot reach: a folder, or S3.
+
+Who can write to the database and knows the code can forge a whole chain. The key that signs is not in the database, and
+each head is an object of its own that is written once: a chain that was cut or forged no longer holds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from perennial.errors import LedgerError, LedgerTampered
+from perennial.records import LedgerEntry, SignedHead, canonical, from_json, to_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+#: S3's answers to a write of what is there already
+_EXISTS = frozenset({"PreconditionFailed", "412"})
+
+
+class Heads:
+    """Signs a head after every entry, and keeps it at a place."""
+
+    def __init__(self, place: str, key: Path) -> None:
+        """Args: `place` is a folder or s3://bucket/prefix; `key` a PEM file with an Ed25519 private key."""
+        self._place = place.rstrip("/")
+        self._key = private_key(key)
+
+    def keep(self, entry: LedgerEntry) -> None:
+        """Write the entry's head, once.
+
+        Raises:
+            LedgerError: the place cannot be written.
+            LedgerTampered: another head of this seq was kept before.
+        """
+        head = signed(entry, self._key)
+        name, text = f"{entry.model}/{entry.seq:09d}.json", f"{canonical(to_json(head))}\n"
+        earlier = _write_once(self._place, name, text)
+        if earlier is not None and earlier != text:
+            raise LedgerTampered(
+                f"ledger of {entry.model!r}: entry seq {entry.seq} is {entry.hash}, but {self._place}/{name} holds "
+                "another head of that seq: the chain was cut off or forged since. Compare: `perennial ledger verify "
+                f"--against {self._place}`."
+            )
+
+
+def signed(entry: LedgerEntry, key: Ed25519PrivateKey) -> SignedHead:
+    """The entry's head with its signature."""
+    head = SignedHead(model=entry.model, seq=entry.seq, hash=entry.hash)
+    return replace(head, signature=key.sign(_message(head)).hex())
+
+
+def read_heads(place: str, key: Ed25519PublicKey) -> tuple[SignedHead, ...]:
+    """All heads at a place: a file of them, a folder, or s3://bucket/prefix.
+
+    Raises:
+        LedgerError: there are none, or the place cannot be read.
+        LedgerTampered: one is not signed with the key.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    heads = []
+    for where, line in _lines(place):
+        try:
+            head = from_json(SignedHead, json.loads(line))
+            key.verify(bytes.fromhex(head.signature), _message(head))
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise LedgerTampered(
+                f"{where}: a head is not signed with this key ({type(error).__name__}). It was edited or forged, or "
+                "PERENNIAL_HEADS_KEY names another key than the one that signed."
+            ) from error
+        heads.append(head)
+    if not heads:
+        raise LedgerError(
+            f"{place} holds no heads, so nothing can be compared. Name the place that PERENNIAL_HEADS had."
+        )
+    return tuple(heads)
+
+
+def private_key(file: Path) -> Ed25519PrivateKey:
+    """The key that signs.
+
+    Raises:
+        LedgerError: the file is missing or holds none.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = _loaded(file, lambda content: load_pem_private_key(content, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise LedgerError(_no_key(file, "it holds no private Ed25519 key"))
+    return key
+
+
+def public_key(file: Path) -> Ed25519PublicKey:
+    """The key that verifies: the file may hold it, or the private one.
+
+    Raises:
+        LedgerError: the file is missing or holds neither.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if b"PRIVATE" in _loaded(file, bytes):
+        return private_key(file).public_key()
+    key = _loaded(file, load_pem_public_key)
+    if not isinstance(key, Ed25519PublicKey):
+        raise LedgerError(_no_key(file, "it holds no public Ed25519 key"))
+    return key
+
+
+def _loaded(file: Path, load: Any) -> Any:
+    try:
+        return load(file.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise LedgerError(_no_key(file, str(error))) from error
+
+
+def _no_key(file: Path, why: str) -> str:
+    return (
+        f"the key of the ledger's heads (PERENNIAL_HEADS_KEY) at {file} cannot be used: {why}. Make one with "
+        "`openssl genpkey -algorithm ed25519 -out heads.pem`, and keep it out of the database's reach."
+    )
+
+
+def _message(head: SignedHead) -> bytes:
+    return canonical({"model": head.model, "seq": head.seq, "hash": head.hash}).encode()
+
+
+def _write_once(place: str, name: str, text: str) -> str | None:
+    """Write an object that is not there yet; the content of the one that is."""
+    try:
+        if not place.startswith("s3://"):
+            file = Path(place) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with file.open("x", encoding="utf-8") as new:
+                    new.write(text)
+            except FileExistsError:
+                return file.read_text(encoding="utf-8")
+            return None
+        return _put_once(place, name, text)
+    except OSError as error:
+        raise LedgerError(_unreachable(place, error)) from error
+
+
+def _put_once(place: str, name: str, text: str) -> str | None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    parts = urlsplit(place)
+    key = "/".join(filter(None, [parts.path.strip("/"), name]))
+    client = boto3.client("s3")
+    try:
+        client.put_object(Bucket=parts.netloc, Key=key, Body=text.encode(), IfNoneMatch="*")
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _EXISTS:
+            raise LedgerError(_unreachable(place, error)) from error
+        return str(client.get_object(Bucket=parts.netloc, Key=key)["Body"].read().decode())
+    except BotoCoreError as error:
+        raise LedgerError(_unreachable(place, error)) from error
+    finally:
+        client.close()
+    return None
+
+
+def _lines(place: str) -> Iterator[tuple[str, str]]:
+    """Where each head stands, and its text."""
+    try:
+        if place.startswith("s3://"):
+            yield from _objects(place)
+            return
+        root = Path(place)
+        for file in [root] if root.is_file() else sorted(root.rglob("*.json")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                yield str(file), line
+    except OSError as error:
+        raise LedgerError(_unreachable(place, error)) from error
+
+
+def _objects(place: str) -> Iterator[tuple[str, str]]:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    parts = urlsplit(place)
+    client = boto3.client("s3")
+    try:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=parts.netloc, Prefix=parts.path.strip("/"))
+        for found in (found for page in pages for found in page.get("Contents", [])):
+            body = client.get_object(Bucket=parts.netloc, Key=found["Key"])["Body"].read().decode()
+            for line in body.splitlines():
+                yield f"s3://{parts.netloc}/{found['Key']}", line
+    except (BotoCoreError, ClientError) as error:
+        raise LedgerError(_unreachable(place, error)) from error
+    finally:
+        client.close()
+
+
+def _unreachable(place: str, error: Exception) -> str:
+    return (
+        f"the ledger's heads at {place} (PERENNIAL_HEADS): {error}. Check that the place exists and may be written and "
+        "read; the task may then run again."
+    )
