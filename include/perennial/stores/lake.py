@@ -31,6 +31,8 @@ _KEEP = {
 }
 #: rows a writer holds before it writes them, and a reader reads at once
 _ROW_GROUP = 131_072
+#: how often a run that replaces a partition gives way to another; of those that race, one wins each time
+_TURNS = 32
 #: what the readers below understand; another writer's deletion vectors would be silently ignored
 _READABLE = frozenset({"timestampNtz"})
 
@@ -134,16 +136,35 @@ class DeltaLake:
     def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
         """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
         from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError
 
         with self._explained(table, model, "replace"):
             target = self._load(table, model)
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
             rows = _Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
-            with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
+            with _spooled(schema, rows) as spool:
                 target = target or self._create(table, model, schema)
                 quoted = partition.replace("'", "''")
-                write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+                for left in reversed(range(_TURNS)):
+                    try:
+                        with _unspooled(spool) as reader:
+                            write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+                    except CommitFailedError:
+                        # another run replaced the partition meanwhile; of two the later one counts
+                        if not left:
+                            raise
+                        target.update_incremental()
+                    else:
+                        break
                 return Commit(target.version(), rows.rows, wrote=True)
+
+    def landed(self, table: Table, model: str, transaction: str) -> Commit | None:
+        """The commit of a transaction; see `ports.Lake.landed`."""
+        with self._explained(table, model, "landed"):
+            target = self._load(table, model)
+            if target is None or target.transaction_version(transaction) is None:
+                return None
+            return self._landed(table, model, target, transaction)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
