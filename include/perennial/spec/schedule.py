@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal, Self
 from zoneinfo import ZoneInfo
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 from pydantic import (
     Field,
     field_validator,
@@ -49,6 +49,11 @@ class Schedule(Section):
         if len(value.split()) != _CRON_FIELDS or not croniter.is_valid(value):
             text = f"{value!r} is not a cron expression of five fields; weekly on Monday is '0 0 * * 1'"
             raise RuleBroken("cron", text)
+        try:
+            croniter(value).get_next()
+        except CroniterBadDateError as error:
+            text = f"{value!r} never comes; weekly on Monday is '0 0 * * 1'"
+            raise RuleBroken("cron", text) from error
         return value
 
     @field_validator("timezone")
