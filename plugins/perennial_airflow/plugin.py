@@ -1,4 +1,4 @@
-"""What Perennial adds to the Airflow UI: a status page a model, and the reports."""
+"""What Perennial adds to Airflow: a status page a model, the reports, and the timetable of its batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
+
+from perennial_airflow.timetable import PartitionTimetable
 
 
 @cache
@@ -24,7 +26,7 @@ async def serve_pages(scope: Any, receive: Any, send: Any) -> None:
 
 
 class PerennialPlugin(AirflowPlugin):
-    """Pages below `/perennial`, and their entry in the navigation."""
+    """Pages below `/perennial`, their entry in the navigation, and a timetable."""
 
     name = "perennial"
     fastapi_apps: list[Any] = [  # noqa: RUF012 - the base class declares instance variables
@@ -33,3 +35,4 @@ class PerennialPlugin(AirflowPlugin):
     external_views: list[Any] = [  # noqa: RUF012 - the same
         {"name": "Perennial", "href": "/perennial/status", "destination": "nav", "url_route": "perennial"}
     ]
+    timetables: list[Any] = [PartitionTimetable]  # noqa: RUF012 - the same
