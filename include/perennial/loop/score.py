@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import LakeError, LedgerError, RegistryError, RegistryUnavailable
+from perennial.errors import LakeError, LedgerError, RegistryError, RegistryUnavailable, SourceError
 from perennial.model.prediction import predict_batches, prediction_field
 from perennial.records import (
     Deployment,
@@ -34,8 +34,10 @@ def validate(context: TaskContext, partition: Partition) -> ValidationResult:
     """Put the batch into `accepted`, or into `quarantine` and stop.
 
     Raises:
+        SourceError: the batch has not ended yet.
         SourceError, BatchError: see `accept_batch`.
     """
+    _require_ended(context, partition)
     entry = accept_batch(context, partition)
     report = entry.read(ValidationBody).report
     return ValidationResult(
@@ -55,9 +57,11 @@ def score(context: TaskContext, partition: Partition) -> ScoringResult:
     other run, whether it lost that race or is a backfill, adds rows of its own with `served` false.
 
     Raises:
+        SourceError: the batch has not ended yet.
         LakeError: the batch is not in `accepted`.
         LedgerError: nothing is deployed.
     """
+    _require_ended(context, partition)
     deployment, accepted = _ready(context, partition)
     if _serving_run(context, partition) is None:
         commit, counts = _append(context, partition, deployment, transaction=_serving(partition), backfill=False)
@@ -73,6 +77,19 @@ def score(context: TaskContext, partition: Partition) -> ScoringResult:
     else:
         body = _recount(context, partition, context.run.run_id, commit)
     return _result(context, _record(context, partition, context.run, Event.BACKFILLED, body))
+
+
+def _require_ended(context: TaskContext, partition: Partition) -> None:
+    """What is scored is served: rows that are still to come would never be.
+
+    No BatchError, since Airflow tries again: the clock of a worker may be seconds behind the scheduler's.
+    """
+    if context.as_of < partition.end:
+        msg = (
+            f"batch {partition.key} of {context.model!r} has not ended: it ends at {partition.end.isoformat()}, and "
+            f"now is {context.as_of.astimezone(partition.end.tzinfo).isoformat(timespec='seconds')}. Score it then."
+        )
+        raise SourceError(msg)
 
 
 def _serving(partition: Partition) -> str:
