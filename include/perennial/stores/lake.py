@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -368,15 +368,39 @@ def _of_partition(
 
 @contextmanager
 def _spooled(schema: pa.Schema, batches: _Counted) -> Iterator[Path]:
-    """All batches in one temporary file, so that they can be read twice without being held in memory."""
+    """All batches in one temporary file, so that they can be read twice without being held in memory.
+
+    Raises:
+        LakeError: the temporary folder cannot be written.
+    """
     import pyarrow as pa
 
-    with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-        spool = Path(folder) / "rows.arrow"
-        with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in batches:
+    rows = iter(batches)
+    with ExitStack() as opened:
+        with _temporary():
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="perennial-"))
+            spool = Path(folder) / "rows.arrow"
+            sink = opened.enter_context(pa.OSFile(str(spool), "wb"))
+            writer = pa.ipc.new_stream(sink, schema)
+        for batch in rows:
+            with _temporary():
                 writer.write_batch(batch)
+        with _temporary():
+            writer.close()
+            sink.close()
         yield spool
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """An error of the temporary folder is none of the lake's."""
+    try:
+        yield
+    except OSError as error:
+        raise LakeError(
+            f"the temporary folder {tempfile.tempdir or 'of this machine'} cannot hold the rows on their way into the "
+            f"lake: {error}. Make room there, or name another one in TMPDIR."
+        ) from error
 
 
 @contextmanager
