@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 #: imported once, before the racers are forked: a start from nothing takes them seconds
 PRELOADED = ["perennial.cli", "perennial.stores.open", "perennial.loop.turn", "mlflow.sklearn", "great_expectations"]
+#: how long the fastest racer waits at the start for the slowest, which may still import
+PATIENCE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ def racers(number: int) -> Iterator[Racers]:
     """That many processes, which are ended afterwards."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    start, pairs = context.Barrier(number), [context.Pipe() for _ in range(number)]
+    # a racer that died would be waited for: the others give up, and the end of their pipes tells
+    start, pairs = context.Barrier(number, timeout=PATIENCE_SECONDS), [context.Pipe() for _ in range(number)]
     processes = [context.Process(target=_racer, args=(theirs, start), daemon=True) for _, theirs in pairs]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pairs, strict=True):
         process.start()
+        theirs.close()
     try:
         yield Racers([ours for ours, _ in pairs])
     finally:
@@ -52,9 +56,8 @@ def racers(number: int) -> Iterator[Racers]:
             process.kill()
             process.join()
             process.close()
-        for pair in pairs:
-            for end in pair:
-                end.close()
+        for ours, _ in pairs:
+            ours.close()
 
 
 def _racer(pipe: Any, start: Any) -> None:
