@@ -21,12 +21,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, CronPartitionTimetable, get_current_context, task
+from airflow.sdk import DAG, get_current_context, task
 
 from perennial.records import to_json
 from perennial.spec import ModelSpec
 from perennial_airflow import notify
 from perennial_airflow.assets import predictions
+from perennial_airflow.timetable import PartitionTimetable
 from perennial_airflow.wiring import batch_task
 from perennial_airflow.workflow import make_dag, specs_for
 
@@ -38,9 +39,7 @@ def score_dag(spec: ModelSpec) -> DAG:
         "score",
         __doc__,
         # a run starts at the tick that ends its partition and carries the key of the partition's start
-        schedule=CronPartitionTimetable(
-            schedule.cron, timezone=schedule.timezone, run_offset=-1, key_format="%Y-%m-%dT%H:%M:%S"
-        ),
+        schedule=PartitionTimetable(schedule.cron, timezone=schedule.timezone),
         start_date=schedule.tick_after(schedule.start),
         end_date=schedule.end,
         # batches are scored in order: a rollout's stages and the labels build on the batches before

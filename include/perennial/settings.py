@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     airflow_url: str = "http://127.0.0.1:8080"
     """Address of Airflow's UI as people type it, for links in alerts and pages. Behind a proxy it is the origin whose
     pages may change something."""
+    wait_seconds: float = Field(default=15, ge=0.1, le=600)
+    """How long a lake, ledger or MLflow that is silent or locked is waited for, in seconds, before the step fails. The
+    usual variables of S3 and MLflow (`AWS_*`, `MLFLOW_HTTP_REQUEST_*`) go before it."""
     mlflow_url: str = "http://127.0.0.1:5000"
     """Address of MLflow's UI, for links in alerts and pages."""
 

@@ -1,4 +1,4 @@
-"""What Perennial adds to the Airflow UI: a status page a model, the reports, and a guard of every change."""
+"""What Perennial adds to Airflow: a status page a model, the reports, a guard of every change, and a timetable."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from perennial_airflow.origin import OwnOrigin
+from perennial_airflow.timetable import PartitionTimetable
 
 
 @cache
@@ -33,7 +34,7 @@ def people_see_it_at() -> str:
 
 
 class PerennialPlugin(AirflowPlugin):
-    """Pages below `/perennial`, and their entry in the navigation."""
+    """Pages below `/perennial`, their entry in the navigation, and a timetable."""
 
     name = "perennial"
     fastapi_apps: list[Any] = [  # noqa: RUF012 - the base class declares instance variables
@@ -45,3 +46,4 @@ class PerennialPlugin(AirflowPlugin):
     external_views: list[Any] = [  # noqa: RUF012 - the same
         {"name": "Perennial", "href": "/perennial/status", "destination": "nav", "url_route": "perennial"}
     ]
+    timetables: list[Any] = [PartitionTimetable]  # noqa: RUF012 - the same

@@ -6,6 +6,7 @@ Everything here runs when Airflow parses the DAG files, so nothing heavy is impo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
@@ -51,8 +52,13 @@ def refuse_bad_specs() -> None:
 
 def _stamp() -> tuple[tuple[Path, int, int], ...]:
     """Changes whenever a spec file comes, goes or is written."""
-    found = [(file, file.stat()) for file in spec_files()]
-    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in found)
+    found = []
+    for file in spec_files():
+        # a file that has just gone is one of the changes
+        with suppress(OSError):
+            stat = file.stat()
+            found.append((file, stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
 
 
 @lru_cache(maxsize=1)

@@ -214,6 +214,27 @@ def test_of_concurrent_appends_with_one_transaction_exactly_one_lands(lake: Lake
     assert delays(lake, since=WEEK_1, before=WEEK_2) == [1, 2]
 
 
+def test_of_concurrent_replacements_of_one_partition_each_lands_and_one_remains(lake: Lake) -> None:
+    append(lake, flights(WEEK_2, 0), "earlier")
+
+    def put(number: int) -> Commit:
+        return lake.replace("accepted", "flight_delay", WEEK_1, flights(WEEK_1, number, number).to_reader())
+
+    with ThreadPoolExecutor(6) as pool:
+        commits = list(pool.map(put, range(6)))
+    assert len({commit.version for commit in commits}) == 6
+    last = max(range(6), key=lambda number: commits[number].version)
+    assert delays(lake) == [last, last, 0]
+
+
+def test_a_commit_is_found_by_its_transaction(lake: Lake) -> None:
+    assert lake.landed("accepted", "flight_delay", "1") is None
+    first = append(lake, flights(WEEK_1, 1, 2), "1")
+    append(lake, flights(WEEK_2, 3), "2")
+    assert lake.landed("accepted", "flight_delay", "1") == Commit(first.version, 2, wrote=False)
+    assert lake.landed("accepted", "flight_delay", "3") is None
+
+
 def test_a_caller_that_died_after_the_commit_finds_it_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(lake, MemoryLake):
         pytest.skip("nothing in memory outlives its caller")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
+from airflow.serialization.decoders import decode_timetable
+from airflow.serialization.encoders import encode_timetable
 
-from perennial.spec import load_specs
+from perennial.spec import Schedule, load_specs, ticks
+from perennial_airflow.timetable import PartitionTimetable
 
 WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
 HEAVY = ("pandas", "pyarrow", "mlflow", "sklearn", "evidently", "great_expectations", "deltalake", "scipy", "numpy")
@@ -88,8 +93,11 @@ def test_a_bad_spec_shows_as_an_import_error_of_its_own_and_hides_no_other_model
 ) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
-    for name in ("misspelt", "misshapen"):
+    never = (project / "tests/data/good_spec/spec.yaml").read_text().replace("good_spec", "never_ends")
+    for name in ("misspelt", "misshapen", "never_ends"):
         (tmp_path / name).mkdir()
+    ends = "start: 2025-03-03\n  end: 9999-12-31T23:59:59-12:00"
+    (tmp_path / "never_ends" / "spec.yaml").write_text(never.replace("start: 2025-03-03", ends), encoding="utf-8")
     (tmp_path / "misspelt" / "spec.yaml").write_text("name: misspelt\nonwer: me\n", encoding="utf-8")
     (tmp_path / "misshapen" / "spec.yaml").write_text("- no mapping\n", encoding="utf-8")
     monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path))
@@ -104,6 +112,7 @@ def test_a_bad_spec_shows_as_an_import_error_of_its_own_and_hides_no_other_model
     assert "misspelt/spec.yaml:2" in error
     assert "did you mean 'owner'" in error
     assert "misshapen/spec.yaml:1" in error
+    assert "never_ends/spec.yaml:25: schedule.end: 9999-12-31" in error
 
 
 def test_a_task_parses_the_dag_of_its_own_model_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +140,96 @@ def test_a_run_carries_the_key_of_the_batch_that_has_just_ended(dagbag: Any) -> 
         assert spec.schedule.partition_of_key(batch.key) == batch
     # a scheduled run starts when its batch ends
     assert dag.timetable._get_partition_info(dag.timetable._align_to_next(batches[0].end))[1] == batches[0].key
+
+
+def clocks(years: range) -> dict[tuple[tuple[datetime, timedelta | None], ...], str]:
+    """One zone for each way in which a clock changes in these years, with the changes: from when, to which offset."""
+    days = [datetime(years[0], 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(366 * len(years))]
+    found: dict[tuple[tuple[datetime, timedelta | None], ...], str] = {}
+    for name in sorted(available_timezones()):
+        zone = ZoneInfo(name)
+        offsets = [day.astimezone(zone).utcoffset() for day in days]
+        changed = [day for day, before, now in zip(days[1:], offsets, offsets[1:], strict=False) if before != now]
+        hours = [day - timedelta(minutes=30 * n) for day in changed for n in range(48)]
+        changes = [
+            (hour, hour.astimezone(zone).utcoffset())
+            for hour in hours
+            if hour.astimezone(zone).utcoffset() != (hour - timedelta(minutes=30)).astimezone(zone).utcoffset()
+        ]
+        found.setdefault(((days[0], offsets[0]), *sorted(changes)), name)
+    return found
+
+
+def runs_of(timetable: Any, first: datetime, last: datetime) -> list[tuple[datetime, str]]:
+    """When the scheduler starts a run, and its key, from the tick after `first` on."""
+    run, found = timetable._get_next(first), []
+    while run <= last:
+        found.append((run, timetable._get_partition_info(run)[1]))
+        run = timetable._get_next(run)
+    return found
+
+
+def restored(timetable: PartitionTimetable) -> Any:
+    """As the scheduler has it: serialised, and made again by way of the plugin."""
+    encoded = json.loads(json.dumps(encode_timetable(timetable)))
+    assert encoded["__type"] == "perennial_airflow.timetable.PartitionTimetable"
+    return decode_timetable(encoded)
+
+
+#: where a clock change has cost a batch under Airflow's own timetable
+LOST = [
+    ("0 2 * * *", "America/New_York", datetime(2025, 3, 9, tzinfo=UTC)),
+    ("30 2 * * *", "America/New_York", datetime(2025, 3, 9, tzinfo=UTC)),
+    ("0 0 * * *", "Africa/Cairo", datetime(2025, 4, 25, tzinfo=UTC)),
+    ("0 0 * * *", "America/Santiago", datetime(2025, 9, 7, tzinfo=UTC)),
+    ("0 0 * * *", "Asia/Beirut", datetime(2025, 3, 30, tzinfo=UTC)),
+    ("0 0 * * *", "America/Havana", datetime(2025, 3, 9, tzinfo=UTC)),
+    ("0 0 * * *", "America/Sao_Paulo", datetime(2018, 11, 4, tzinfo=UTC)),
+    ("0 0 * * *", "Pacific/Apia", datetime(2011, 12, 30, tzinfo=UTC)),
+    ("30 1 * * *", "Europe/London", datetime(2025, 10, 26, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize(("cron", "zone", "change"), LOST, ids=lambda value: str(value)[:16])
+def test_a_clock_change_costs_no_batch_and_gives_none_twice(cron: str, zone: str, change: datetime) -> None:
+    timetable, days = restored(PartitionTimetable(cron, timezone=zone)), timedelta(days=4)
+    first, last = change - days, change + days
+    schedule = Schedule.model_validate({"cron": cron, "timezone": zone, "start": first_tick(cron, zone)})
+    partitions = list(schedule.partitions(first - days, last + days))
+    runs = runs_of(timetable, first, last)
+    # in UTC: of two zones, a time that comes twice equals none
+    assert runs == [(each.end.astimezone(UTC), each.key) for each in partitions if first < each.end <= last]
+    assert len({key for _, key in runs}) == len(runs) >= 7
+    for run, key in runs:
+        assert schedule.partition_of_key(key).end.astimezone(UTC) == run
+        assert timetable._decode_partition_date(key) == schedule.partition_of_key(key).start
+    # a backfill that a person asks for by local days, the one of the change included
+    backfill = timetable.iter_partition_dagrun_infos(earliest=first, latest=last)
+    assert [info.partition_key for info in backfill] == [
+        each.key for each in partitions if first <= each.start.replace(tzinfo=UTC) <= last
+    ]
+
+
+def first_tick(cron: str, zone: str) -> datetime:
+    return ticks.tick_after(cron, ZoneInfo(zone), datetime(2000, 1, 2, tzinfo=UTC))
+
+
+#: with PERENNIAL_TEST_CLOCKS=all the changes of eleven years, else those of one
+CLOCKS = os.environ.get("PERENNIAL_TEST_CLOCKS", "")
+
+
+@pytest.mark.parametrize("cron", ["0 0 * * *", "30 2 * * *", "0 0 * * 0"])
+def test_wherever_a_clock_changes_the_keys_are_those_of_the_schedule(cron: str) -> None:
+    for changes, zone in clocks(range(2020, 2031) if CLOCKS else range(2025, 2026)).items():
+        schedule = Schedule.model_validate({"cron": cron, "timezone": zone, "start": first_tick(cron, zone)})
+        timetable, week = PartitionTimetable(cron, timezone=zone), timedelta(days=7)
+        for first, last in [(hour - week, hour + week) for hour, _ in changes[1:]]:
+            expected = [
+                (p.end.astimezone(UTC), p.key) for p in schedule.partitions(first - 2 * week, last) if p.end > first
+            ]
+            assert runs_of(timetable, first, last) == expected, zone
+            assert len({key for _, key in expected}) == len(expected), zone
+            assert all(schedule.partition_of_key(key).end.astimezone(UTC) == end for end, key in expected), zone
 
 
 def test_recorded_history_has_no_scheduled_runs_but_can_be_backfilled(dagbag: Any) -> None:

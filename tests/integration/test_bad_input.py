@@ -30,6 +30,7 @@ from perennial.errors import (
     RegistryUnavailable,
     SchemaMismatch,
     SourceEmpty,
+    SourceError,
     SourceUnreadable,
     SpecError,
     SuiteError,
@@ -147,6 +148,22 @@ BAD_ROWS: dict[str, tuple[Change, type[PerennialError], str]] = {
             r"2025-03-12T00:00:00\+00:00\), as in 2025-03-12T.*is the time zone right"
         ),
     ),
+    "a number whose square is none": (
+        put("signal", lambda rows: first_row(rows, -1e155, "signal")),
+        SchemaMismatch,
+        (
+            r"1 of 400 values of column 'signal' \(spec.yaml line \d+\) are larger than 1e\+145, as in -1e\+155; their "
+            "squares do not fit a float64. Mend them upstream, or write null"
+        ),
+    ),
+    "a time that no calendar holds": (
+        put("happened_at", lambda rows: pa.repeat(pa.scalar(2**63 - 1), 400).cast(pa.timestamp("us", "UTC"))),
+        SchemaMismatch,
+        (
+            r"400 of 400 times in column 'happened_at' \(spec.yaml line \d+\) lie outside the years 1 to 9999, as in "
+            r"9223372036854775807 us since 1970\. Mend them upstream"
+        ),
+    ),
     "times without a zone": (
         put("happened_at", lambda rows: rows["happened_at"].cast(pa.timestamp("us"))),
         TimeZoneMismatch,
@@ -165,6 +182,34 @@ def test_rows_that_break_the_contract_are_refused_and_nothing_changes(
     change, error, why = BAD_ROWS[fault]
     made.edit(made.day(BAD), change)
     refused(made, stores, error, why)
+
+
+def test_a_batch_that_has_not_ended_is_refused_until_it_has(made: MadeModel, stores: Stores) -> None:
+    living, day = made.varied(schedule={"clock": "wall"}), made.day(BAD)
+    early = living.context(stores, day.end - timedelta(seconds=1), RUN)
+    before = state_of(stores)
+    why = r"batch 2025-03-11T00:00:00 of 'made' has not ended: it ends at 2025-03-12T00:00:00\+00:00, and now is 2025"
+    for step in (score.validate, score.score):
+        with pytest.raises(SourceError, match=why):
+            step(early, day)
+    assert state_of(stores) == before
+    assert living.score(stores, day).served == {"1": 400}
+
+
+def test_uuids_views_and_unsigned_numbers_are_taken_as_what_they_stand_for(made: MadeModel, stores: Stores) -> None:
+    ids = pa.array([n.to_bytes(16, "big") for n in range(400)], pa.binary(16)).cast(pa.uuid())
+
+    def encoded(rows: pa.Table) -> pa.Table:
+        rows = put("event_id", lambda _: ids)(rows)
+        rows = put("signal", lambda _: pa.array([n % 9 for n in range(400)], pa.uint64()))(rows)
+        rows = put("noise", lambda _: pa.array([2**64 - 1] * 400, pa.uint64()))(rows)
+        return put("channel", lambda rows: rows["channel"].cast(pa.string_view()))(rows)
+
+    made.edit(made.day(BAD), encoded)
+    validate(made, stores)
+    (row, *_) = [r for r in rows_of(stores, "accepted") if r["partition"] == made.day(BAD).key]
+    assert row["event_id"] == "00000000-0000-0000-0000-000000000000"
+    assert row["noise"] == 2.0**64
 
 
 def test_times_with_a_zone_are_refused_where_the_spec_says_that_they_have_none(made: MadeModel, stores: Stores) -> None:

@@ -74,7 +74,7 @@ features:
 schedule:
   cron: "0 0 * * *"
   start: 2025-03-09
-  end: 2025-03-24
+  end: $end
   clock: partition
 expectations: made
 training:
@@ -237,17 +237,17 @@ class MadeModel:
         return judged
 
 
-def write_model(folder: Path, task: str = "binary") -> MadeModel:
-    """Make the model below `folder`: spec, pipeline, suite, and one file of rows and of labels a day."""
+def write_model(folder: Path, task: str = "binary", end: datetime = END) -> MadeModel:
+    """Make the model below `folder`: spec, pipeline, suite, and one file of rows and of labels a day until `end`."""
     model, suites = folder / "models/made", folder / "suites/expectations"
     for each in (model / "rows", model / "labels", suites):
         each.mkdir(parents=True)
-    (model / "spec.yaml").write_text(SPEC.substitute(task=task, **TASKS[task]), encoding="utf-8")
+    (model / "spec.yaml").write_text(SPEC.substitute(task=task, end=f"{end:%Y-%m-%d}", **TASKS[task]), encoding="utf-8")
     (model / "pipeline.py").write_text(PIPELINE.substitute(TASKS[task]), encoding="utf-8")
     expectations = [{"type": kind, "kwargs": kwargs, "severity": severity} for severity, kind, kwargs in SUITE]
     (suites / "made.json").write_text(json.dumps({"name": "made", "expectations": expectations}, indent=2))
     day = FIRST
-    while day < END:
+    while day < end:
         rows = made_rows(day, task)
         pq.write_table(rows.drop_columns(["outcome"]), model / f"rows/{day:%Y-%m-%d}.parquet")
         labels = rows.select(["event_id", "happened_at", "outcome"])

@@ -242,6 +242,17 @@ def test_check_plans_without_a_ledger_that_cannot_be_read(home: Path) -> None:
 # --- new -------------------------------------------------------------------------------------------------------------
 
 
+def test_check_of_one_model_goes_on_beside_a_model_of_which_nothing_can_be_computed(home: Path) -> None:
+    create_model(home / "models", "letters", suites=home / "great_expectations", tests=home / "tests")
+    file = home / "models" / "letters" / "spec.yaml"
+    file.write_text(file.read_text().replace("gate:\n", f"gate:\n  min_rows: {'9' * 320}\n"))
+    both = perennial("check", "parcels", "letters")
+    assert both.exit_code == 1
+    assert f"{file}: what its gate can show cannot be checked (OverflowError" in both.output
+    assert "parcels: " in both.output
+    assert perennial("check", "parcels").exit_code == 0
+
+
 def test_new_writes_a_model_that_check_accepts(home: Path) -> None:
     made = perennial("new", "orders", "--models", str(home / "models"), "--tests", str(home / "tests"))
     assert made.exit_code == 0, made.output

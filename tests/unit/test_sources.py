@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from perennial.data.sources import canonical_schema, check_readers, label_schema, read_batch, read_labels
 from perennial.errors import (
+    BatchError,
     DuplicateEntity,
     OutsidePartition,
     SchemaMismatch,
@@ -668,3 +669,67 @@ def test_rows_without_any_label_are_a_good_batch(make_spec: MakeSpec) -> None:
     # what is scored today has no label yet
     assert batch(make_spec(table(returned=None))).num_rows == 3
     assert batch(make_spec(table(returned=pa.nulls(3)))).num_rows == 3
+
+
+# --- every type that Arrow has -------------------------------------------------------------------------------------
+
+LARGEST = 2**63 - 1
+VIEWS = pa.array(["x", "y", "z"]).cast(pa.string_view())
+
+
+def whole(*values: int, kind: pa.DataType) -> pa.Array:
+    return pa.array([*values, *values, *values][:3], pa.int64()).cast(kind)
+
+
+#: three values each
+TYPES: dict[str, pa.Array] = {
+    "views": VIEWS,
+    "a dictionary of views": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), VIEWS),
+    "a dictionary of numbers": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array([1, 2, 3])),
+    "runs": pa.RunEndEncodedArray.from_arrays([3], ["x"]),
+    "UUIDs": pa.array([bytes(15) + bytes([n]) for n in range(3)], pa.binary(16)).cast(pa.uuid()),
+    "the largest uint64": pa.array([2**64 - 1, 2**64 - 2, 0], pa.uint64()),
+    "the largest int64": pa.array([LARGEST, -LARGEST - 1, 0]),
+    "half floats": pa.array([1, 2, 3], pa.int8()).cast(pa.float32()).cast(pa.float16()),
+    "huge floats": pa.array([1e308, 1.0, 2.0]),
+    "huge decimals": pa.array([Decimal("1e70"), Decimal(1), Decimal(2)], pa.decimal256(76, 0)),
+    **{f"times in {u} at the end": whole(LARGEST, kind=pa.timestamp(u, "UTC")) for u in ("s", "ms", "us", "ns")},
+    **{f"times in {u} at the start": whole(-LARGEST - 1, kind=pa.timestamp(u, "UTC")) for u in ("s", "ms", "us", "ns")},
+    "naive times at the end": whole(LARGEST, kind=pa.timestamp("us")),
+    "far days": pa.array([2**31 - 1] * 3, pa.int32()).cast(pa.date32()),
+    "far days in ms": whole(86_400_000 * 10**10, kind=pa.date64()),
+    "long spans": whole(LARGEST, kind=pa.duration("s")),
+    "times of day": pa.array([1, 2, 3], pa.int32()).cast(pa.time32("s")),
+    "bytes": pa.array([b"\xff", b"a", b"b"]),
+    "views of bytes": pa.array([b"\xff", b"a", b"b"]).cast(pa.binary_view()),
+    "lists": pa.array([[1], [2], [3]]),
+    "structs": pa.array([{"a": 1}, {"a": 2}, {"a": 3}]),
+    "nothing": pa.nulls(3),
+    "booleans": pa.array([True, False, True]),
+    "text after the calendar's end": pa.array(["9999-12-31T23:59:59-12:00"] * 3),
+    "text before its start": pa.array(["0000-01-01T00:00:00Z"] * 3),
+}
+
+
+@pytest.mark.parametrize("column", ["order_id", "ordered_at", "price", "channel", "returned", "known_at"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_whatever_arrow_holds_is_taken_or_refused_with_its_column(make_spec: MakeSpec, kind: str, column: str) -> None:
+    rows = table(**{column: TYPES[kind]})
+    answer = answer_to(labels if column in {"returned", "known_at"} else batch, make_spec(rows))
+    assert column in answer
+
+
+def answer_to(read: Callable[[ModelSpec], pa.Table], spec: ModelSpec) -> str:
+    """The columns that were taken, or why none was."""
+    try:
+        taken = read(spec)
+    except BatchError as error:
+        return str(error)
+    assert taken.schema == (label_schema(spec) if read is labels else canonical_schema(spec))
+    return f"{taken.column_names}, returned"
+
+
+@pytest.mark.parametrize("kind", ["views", "a dictionary of views", "UUIDs", "the largest uint64", "runs"])
+def test_texts_and_whole_numbers_are_taken_however_they_are_encoded(make_spec: MakeSpec, kind: str) -> None:
+    values = TYPES[kind].to_pylist()
+    assert batch(make_spec(table(channel=TYPES[kind])))["channel"].to_pylist() == [str(value) for value in values]

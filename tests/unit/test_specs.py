@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import io
 import itertools
+import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import timeit
+import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -20,7 +25,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
+from perennial.check import power, retraining
 from perennial.errors import SpecError
 from perennial.records import Partition
 from perennial.spec import (
@@ -52,7 +59,7 @@ GOOD = DATA / "good_spec" / "spec.yaml"
 BAD = sorted(file.parent for file in (DATA / "bad_specs").glob("*/spec.yaml"))
 NEW_YORK = ZoneInfo("America/New_York")
 #: broken by more than one file, or by none: each has a test of its own below
-NOT_IN_ONE_FILE = {"absent", "doubled_name"}
+NOT_IN_ONE_FILE = {"absent", "doubled_name", "unreadable"}
 
 
 def edited(tmp_path: Path, *changes: tuple[str, str]) -> Path:
@@ -578,3 +585,125 @@ def test_a_former_key_that_comes_by_an_alias_is_renamed_in_its_own_place_only(tm
         spec = load_spec(file)
     assert spec.gate.non_inferiority_alpha == 0.05
     assert spec.training.params == {"risk": 0.05}
+
+
+# --- one bad spec hides no other -----------------------------------------------------------------------------------
+
+#: values that were written for one kind of key, and stand at any
+ODD = [
+    *("9999-12-31T23:59:59-12:00", "9999-12-27", "0001-01-01", "2025-02-30", "1:59:59", "999999w", "0m", "never"),
+    *(".nan", "-.inf", "1e400", "9" * 320, "-9223372036854775809", "0.999999999", "1e-300", "null", "true"),
+    *(
+        "''",
+        "[]",
+        "{}",
+        "[[x]]",
+        "!!binary aGk=",
+        '"a\\0b"',
+        '"\\ud800"',
+        '"\\x1b[31m"',
+        "x" * 300,
+        "../../x",
+        "&a [*a]",
+    ),
+    *("'30 2 * * *'", "'0 0 31 2 *'", "'0 0 29 2 *'", "'@daily'", "Factory", "Asia/Beirut", "[signal, noise]"),
+]
+#: seeds, and mutants of each
+SEEDS, MUTANTS = 1, 150
+
+
+def mutated(draw: random.Random, name: str) -> str:
+    """The good spec under another name, with one key more or changed, or a line or some characters spoilt."""
+    text = GOOD.read_text(encoding="utf-8").replace("good_spec", name, 1)
+    kind = draw.random()
+    if kind < 0.8:
+        *section, key = draw.choice(sorted(KEYS)).split(".")
+        data = YAML().load(text)
+        place = data
+        for part in section:
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
+        place[key] = "HERE"
+        written = io.StringIO()
+        YAML().dump(data, written)
+        return written.getvalue().replace("HERE", draw.choice(ODD))
+    if kind < 0.9:
+        lines = text.splitlines(keepends=True)
+        at = draw.randrange(len(lines))
+        lines[at : at + 1] = draw.choice([[], [lines[at]] * 2, [lines[at][:5] + "\n"]])
+        return "".join(lines)
+    characters = list(text)
+    for _ in range(3):
+        characters[draw.randrange(len(text))] = draw.choice("\t\n #&*:[]{}\"'\u2028\ufeff\U0001f600")
+    return "".join(characters)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_of_mutated_specs_each_is_good_or_refused_and_every_good_one_can_be_planned(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    for number in range(MUTANTS):
+        folder = tmp_path / f"model_{number}"
+        folder.mkdir()
+        (folder / "spec.yaml").write_text(mutated(draw, folder.name), encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RenamedKey)
+        good, bad = load_specs({"PERENNIAL_MODELS": str(tmp_path)})
+    assert len(good) + len(bad) >= MUTANTS
+    assert min(len(good), len(bad)) > MUTANTS / 20
+    assert not [str(error) for error in bad.values() if error.rules == ("unreadable",)]
+    assert all(str(file.parent) in str(error) for file, error in bad.items())
+    problems: list[str] = []
+    for _ in power.describe(list(good.values()), None, problems.append):
+        pass
+    for _ in retraining.describe(list(good.values())):
+        pass
+    assert all("spec.yaml: what its gate can show cannot be checked" in problem for problem in problems)
+    for spec in good.values():
+        # what the DAG files ask of it
+        for moment in filter(None, (spec.schedule.start, spec.schedule.end)):
+            spec.schedule.tick_after(moment).astimezone(UTC)
+
+
+def test_an_error_that_nobody_thought_of_is_that_specs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = edited(tmp_path), load.read_yaml
+
+    def fails(at: Path) -> object:
+        if at == file:
+            raise RecursionError("too deep")
+        return read(at)
+
+    monkeypatch.setattr(load, "read_yaml", fails)
+    good, bad = load_specs({"PERENNIAL_MODELS": str(tmp_path)})
+    assert good
+    assert list(bad) == [file]
+    assert bad[file].rules == ("unreadable",)
+    assert str(bad[file]) == f"{file}: cannot be read as a spec (RecursionError: too deep). Mend or remove that value."
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, Path.mkdir], ids=["a pipe", "a folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, made: Callable[[Path], None]) -> None:
+    made(tmp_path / "spec.yaml")
+    with pytest.raises(SpecError, match=r"spec\.yaml: not a file"):
+        load_spec(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            ("start: 2025-03-03", "start: 9999-12-27"),
+            r"schedule\.start: 9999-12-27 lies outside the years 1900 to 2200",
+        ),
+        (("start: 2025-03-03", "start: 2025-03-03\n  end: 9999-12-31T23:59:59-12:00"), r"schedule\.end: 9999-12-31 23"),
+        (('"0 0 * * 1"', '"0 0 31 2 *"'), r"schedule\.cron: '0 0 31 2 \*' never comes"),
+        (("delay: 3d", "delay: 99999w"), r"label\.delay: '99999w' is 699,993 days; 110,000 are the most"),
+        (("owner: shop", 'owner: "\\ud800"'), r"spec\.yaml:3: not YAML \('\\ud800' is no text\)"),
+        (("expectations: orders", 'expectations: "a\\0b"'), r"not YAML \('a\\x00b' is no text\)"),
+    ],
+)
+def test_a_value_that_nothing_can_compute_with_is_refused_at_its_line(
+    tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        load_spec(edited(tmp_path, change))

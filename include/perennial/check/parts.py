@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def check_models(names: list[str], settings: Settings) -> Iterator[Checked]:
     }
     for name, spec in good.items():
         if not names or name in names:
-            problems = {part: _problem(check, spec, settings) for part, check in part_checks.items()}
+            problems = {part: _problem(part, check, spec, settings) for part, check in part_checks.items()}
             own = tuple(text for text in renamed if text.startswith(f"{spec.folder / 'spec.yaml'}:"))
             yield Checked(name, {"spec": None, **problems}, spec, (*own, *_unguarded(spec)))
 
@@ -80,9 +81,31 @@ def missing_folders(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _problem(check: Callable[[ModelSpec, Settings], None], spec: ModelSpec, settings: Settings) -> str | None:
+@contextmanager
+def blamed(spec: ModelSpec, what: str) -> Iterator[None]:
+    """Whatever goes wrong with one model is that model's problem: the others are checked all the same.
+
+    Raises:
+        PerennialError: as raised; any other error as a SpecError that names the file.
+    """
     try:
-        check(spec, settings)
+        yield
+    except PerennialError:
+        raise
+    except Exception as error:
+        msg = (
+            f"{spec.folder / 'spec.yaml'}: {what} cannot be checked ({type(error).__name__}: {str(error)[:200]}). "
+            "Mend the value that it comes from."
+        )
+        raise SpecError(msg) from error
+
+
+def _problem(
+    part: str, check: Callable[[ModelSpec, Settings], None], spec: ModelSpec, settings: Settings
+) -> str | None:
+    try:
+        with blamed(spec, f"the {part}"):
+            check(spec, settings)
     except PerennialError as error:
         return str(error)
     return None

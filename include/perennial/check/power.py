@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
+from perennial.check.parts import blamed
 from perennial.check.plan import derived, first_holdout
 from perennial.decisions import planning
-from perennial.errors import LedgerError
+from perennial.errors import LedgerError, SpecError
 from perennial.records import LedgerEntry, PromotionEvidence, from_json
 from perennial.spec import ModelSpec
 from perennial.spec.grammar import show_duration
@@ -18,21 +19,34 @@ from perennial.stores.ports import Ledger
 _GATES = 10
 
 
-def describe(specs: Sequence[ModelSpec], ledger: Ledger | None) -> Iterator[str]:
+def describe(
+    specs: Sequence[ModelSpec], ledger: Ledger | None, on_problem: Callable[[str], None] | None = None
+) -> Iterator[str]:
     """A line a model on what is derived, and one on how many holdout rows its gate needs; warnings where they lack.
 
     Args:
         specs: the models.
         ledger: holds what earlier gates have measured; None: planning values.
+        on_problem: hears of a model about which nothing can be said, and the others go on; None: that is raised.
+
+    Raises:
+        SpecError: its numbers cannot be computed with; the file is named.
     """
     for spec in specs:
-        yield from derived(spec)
         try:
             entries = ledger.entries(spec.name, kind="promotion", newest=_GATES) if ledger else ()
         except LedgerError as error:
             yield f"warning: {error} The gate's rows are planned without it."
             ledger, entries = None, ()
-        yield from _power_of(spec, entries)
+        try:
+            with blamed(spec, "what its gate can show"):
+                lines = [*derived(spec), *_power_of(spec, entries)]
+        except SpecError as error:
+            if on_problem is None:
+                raise
+            on_problem(str(error))
+        else:
+            yield from lines
 
 
 def _power_of(spec: ModelSpec, entries: Sequence[LedgerEntry]) -> Iterator[str]:

@@ -57,11 +57,11 @@ def check(names: Annotated[list[str] | None, typer.Argument(help="Models; all by
     for warning in (text for model in checked for text in model.warnings):
         typer.echo(f"warning: {warning}")
     ledger = shell.ledger_as_it_stands()
-    for line in power.describe([model.spec for model in checked if model.spec is not None], ledger):
+    problems = [text for model in checked for text in model.problems.values() if text]
+    for line in power.describe([model.spec for model in checked if model.spec is not None], ledger, problems.append):
         typer.echo(line)
     for line in retraining.describe([model.spec for model in checked if model.spec is not None]):
         typer.echo(line)
-    problems = [text for model in checked for text in model.problems.values() if text]
     for problem in [*problems, *(more := missing_folders(settings.environment))]:
         shell.complain(problem)
     if problems or more:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.data.columns import Delivery, decoded, nearest, to_texts
+from perennial.data.columns import Delivery, decoded, nearest, refuse_huge, to_texts
 from perennial.errors import SchemaMismatch
 
 #: values that an error shows; the rest are counted
@@ -48,6 +48,7 @@ def _numbers(delivery: Delivery, values: pa.ChunkedArray) -> pa.ChunkedArray:
     values = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
     values = values.cast(pa.float64(), safe=False)  # unsafe: integers beyond 2**53 are rounded
     _refuse(delivery, values.filter(pc.is_inf(values)), "finite numbers", "Mend the division upstream.")
+    refuse_huge(delivery, column, values)
     return values
 
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from perennial.data.columns import Delivery
+from perennial.data.columns import Delivery, decoded_table
 from perennial.data.schema import canonical_schema, check_names, label_schema, to_batch, to_labels
 from perennial.errors import PerennialError, SourceEmpty, SourceUnreadable, without_secrets
 from perennial.records import Partition
@@ -44,7 +44,7 @@ def read_batch(spec: ModelSpec, partition: Partition, environment: Mapping[str, 
     """
     what = f"batch {_show(partition)} of {spec.name!r}"
     rows = _fetch(spec, spec.source, partition, what, environment)
-    delivery = Delivery(spec, rows, what, spec.source.naive_times_are)
+    delivery = Delivery(spec, decoded_table(rows), what, spec.source.naive_times_are)
     if rows.num_columns:
         # the label may come with the rows or later; it is never among the features
         check_names(rows.column_names, spec.columns, {spec.label.column, "known_at", *spec.source.drop}, delivery)
@@ -84,7 +84,7 @@ def _labels_of(spec: ModelSpec, source: Source, span: Partition, environment: Ma
     rows = _fetch(spec, source, span, what, environment, absent_is_empty=source.kind == "files")
     if not rows.num_columns:
         return label_schema(spec).empty_table()
-    delivery = Delivery(spec, rows, what, source.naive_times_are)
+    delivery = Delivery(spec, decoded_table(rows), what, source.naive_times_are)
     needed = [*spec.entity, spec.event_time, spec.label.column]
     check_names(rows.column_names, needed, {*spec.columns, "known_at", *source.drop}, delivery)
     if not rows.num_rows:

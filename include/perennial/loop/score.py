@@ -12,28 +12,33 @@ import pyarrow.compute as pc
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import ArtifactError, LakeError, LedgerError, explained
+from perennial.errors import ArtifactError, LakeError, LedgerError, SourceError, explained
 from perennial.loop import artifacts
 from perennial.model.prediction import predict_batches, prediction_field
 from perennial.records import (
     Deployment,
     Event,
     Kind,
+    LedgerEntry,
     Partition,
+    RunLink,
     ScoringBody,
     ScoringResult,
     ValidationBody,
     ValidationResult,
 )
 from perennial.spec import ModelSpec
+from perennial.stores.ports import Commit
 
 
 def validate(context: TaskContext, partition: Partition) -> ValidationResult:
     """Put the batch into `accepted`, or into `quarantine` and stop.
 
     Raises:
+        SourceError: the batch has not ended yet.
         SourceError, BatchError: see `accept_batch`.
     """
+    _require_ended(context, partition)
     entry = accept_batch(context, partition)
     report = entry.read(ValidationBody).report
     return ValidationResult(
@@ -48,46 +53,103 @@ def validate(context: TaskContext, partition: Partition) -> ValidationResult:
 def score(context: TaskContext, partition: Partition) -> ScoringResult:
     """Stream the accepted batch through champion and challenger and append to `predictions` in one commit.
 
-    Both versions score every row; `served` marks the one that counts for each entity. The rows that a partition's first
-    run served stay as they are: a later run (a backfill) adds rows of its own with `served` false.
+    Both versions score every row; `served` marks the one that counts for each entity. One run serves a partition: all
+    that try commit under the same transaction id, and the lake takes one. The rows that it served stay as they are: any
+    other run, whether it lost that race or is a backfill, adds rows of its own with `served` false.
 
     Raises:
+        SourceError: the batch has not ended yet.
         LakeError: the batch is not in `accepted`.
         LedgerError: nothing is deployed.
     """
+    _require_ended(context, partition)
     deployment, accepted = _ready(context, partition)
-    lake, run = context.stores.lake, context.run
-    first = _first_run(context, partition) in {None, run.run_id}
-    counts = _Counts(deployment, backfill=not first)
+    if _serving_run(context, partition) is None:
+        commit, counts = _append(context, partition, deployment, transaction=_serving(partition), backfill=False)
+        if commit.wrote:
+            body = counts.body(deployment, accepted, commit.version)
+            return _result(context, _record(context, partition, context.run, Event.SERVED, body))
+    served = _served(context, partition)
+    if served.run.run_id == context.run.run_id:
+        return _result(context, served)
+    commit, counts = _append(context, partition, deployment, transaction=_own(partition, context.run), backfill=True)
+    if commit.wrote:
+        body = counts.body(deployment, accepted, commit.version)
+    else:
+        body = _recount(context, partition, context.run.run_id, commit)
+    return _result(context, _record(context, partition, context.run, Event.BACKFILLED, body))
+
+
+def _require_ended(context: TaskContext, partition: Partition) -> None:
+    """What is scored is served: rows that are still to come would never be.
+
+    No BatchError, since Airflow tries again: the clock of a worker may be seconds behind the scheduler's.
+    """
+    if context.as_of < partition.end:
+        msg = (
+            f"batch {partition.key} of {context.model!r} has not ended: it ends at {partition.end.isoformat()}, and "
+            f"now is {context.as_of.astimezone(partition.end.tzinfo).isoformat(timespec='seconds')}. Score it then."
+        )
+        raise SourceError(msg)
+
+
+def _serving(partition: Partition) -> str:
+    """The transaction id of the commit that serves a partition, the same for every run."""
+    return f"serve:{partition.key}"
+
+
+def _own(partition: Partition, run: RunLink) -> str:
+    """The transaction id of a run's own rows: a backfill's, and in older tables also those that it served."""
+    return f"score:{partition.key}:{run.run_id}"
+
+
+def _append(
+    context: TaskContext, partition: Partition, deployment: Deployment, *, transaction: str, backfill: bool
+) -> tuple[Commit, _Counts]:
+    """Score and write; the counts are those of rows that landed only where the commit says that it wrote."""
+    counts = _Counts(deployment, backfill=backfill)
     estimators = _load(context, deployment, counts)
     schema = prediction_schema(context.spec)
     # opened here and not where it is read: a table cannot be opened from within the writer that pulls the rows
     batches = _accepted(context, partition)
     rows = _scored(context, partition, deployment, estimators, batches, counts, schema)
-    commit = lake.append(
-        "predictions",
-        context.model,
-        pa.RecordBatchReader.from_batches(schema, rows),
-        transaction=f"score:{partition.key}:{run.run_id}",
+    reader = pa.RecordBatchReader.from_batches(schema, rows)
+    return context.stores.lake.append("predictions", context.model, reader, transaction=transaction), counts
+
+
+def _served(context: TaskContext, partition: Partition) -> LedgerEntry:
+    """The entry of the run that served the partition, written now where it died between its rows and its entry."""
+    if (entry := _served_entry(context, partition)) is not None:
+        return entry
+    run_id = str(_serving_run(context, partition))
+    run = context.run if run_id == context.run.run_id else RunLink(run_id)
+    lake, model = context.stores.lake, context.model
+    commit = lake.landed("predictions", model, _serving(partition)) or lake.landed(
+        "predictions", model, _own(partition, run)
     )
-    if not commit.wrote:
-        # an earlier try of this run committed the rows and died before the ledger heard of them
-        deployment, counts = _recount(context, partition)
-    entry = context.append(
-        Kind.SCORING,
-        partition.key,
-        Event.SERVED if first else Event.BACKFILLED,
-        counts.body(deployment, accepted, commit.version),
-        key=f"scoring:{partition.key}:{run.run_id}",
-    )
+    if commit is None:
+        msg = (
+            f"the rows that run {run_id!r} served of batch {partition.key} of {model!r} belong to no commit of table "
+            "'predictions'. Restore the table's `_delta_log` from a backup."
+        )
+        raise LakeError(msg)
+    return _record(context, partition, run, Event.SERVED, _recount(context, partition, run_id, commit))
+
+
+def _record(context: TaskContext, partition: Partition, run: RunLink, event: Event, body: ScoringBody) -> LedgerEntry:
+    key = f"scoring:{partition.key}:{run.run_id}"
+    return context.append(Kind.SCORING, partition.key, event, body, key=key, run=run)
+
+
+def _result(context: TaskContext, entry: LedgerEntry) -> ScoringResult:
     body = entry.read(ScoringBody)
     return ScoringResult(
         model=context.model,
         entry=entry.id,
-        partition=partition.key,
-        versions=deployment.versions,
-        rows=accepted,
-        table_version=commit.version,
+        partition=entry.subject,
+        versions=body.deployment.versions,
+        rows=body.rows,
+        table_version=body.table_version,
         assigned=body.assigned,
         served=body.served,
         missing=body.missing,
@@ -281,22 +343,28 @@ def _constant(value: str, rows: int) -> pa.Array:
     return pa.repeat(pa.scalar(value, pa.string()), rows)
 
 
-def _first_run(context: TaskContext, partition: Partition) -> str | None:
-    """The run that scored the partition first, by the ledger, else by the table (a crash in between)."""
-    stores, model = context.stores, context.model
-    for entry in stores.ledger.entries(model, kind=Kind.SCORING, subject=partition.key):
+def _served_entry(context: TaskContext, partition: Partition) -> LedgerEntry | None:
+    entries = context.stores.ledger.entries(
+        context.model, kind=Kind.SCORING, subject=partition.key, verdict={Event.SERVED}
+    )
+    return entries[0] if entries else None
+
+
+def _serving_run(context: TaskContext, partition: Partition) -> str | None:
+    """The run that served the partition, by the ledger, else by the table (it has not written its entry)."""
+    lake, model = context.stores.lake, context.model
+    if (entry := _served_entry(context, partition)) is not None:
         return entry.run.run_id
-    if partition.key not in stores.lake.partitions("predictions", model):
+    if partition.key not in lake.partitions("predictions", model):
         return None
-    rows = stores.lake.scan(
-        "predictions", model, columns=["run_id", "served"], since=partition.key, before=partition.bound
-    ).read_all()
+    columns = ["run_id", "served"]
+    rows = lake.scan("predictions", model, columns=columns, since=partition.key, before=partition.bound).read_all()
     served = rows.filter(rows["served"])["run_id"].unique().to_pylist()
     return str(served[0]) if served else None
 
 
-def _recount(context: TaskContext, partition: Partition) -> tuple[Deployment, _Counts]:
-    """The deployment that an earlier try of this run scored with, and its counts, from the rows it committed."""
+def _recount(context: TaskContext, partition: Partition, run_id: str, commit: Commit) -> ScoringBody:
+    """What a run's entry must say, from the rows that it committed before it died."""
     spec, stores = context.spec, context.stores
     columns = [
         *dict.fromkeys([*spec.entity, spec.event_time]),
@@ -305,7 +373,7 @@ def _recount(context: TaskContext, partition: Partition) -> tuple[Deployment, _C
     rows = stores.lake.scan(
         "predictions", spec.name, columns=columns, since=partition.key, before=partition.bound
     ).read_all()
-    rows = rows.filter(pc.equal(rows["run_id"], context.run.run_id))
+    rows = rows.filter(pc.equal(rows["run_id"], run_id))
     pairs = rows.group_by(["variant", "model_version"]).aggregate([]).to_pylist()
     versions = {pair["variant"]: pair["model_version"] for pair in pairs}
     candidates = [
@@ -325,7 +393,7 @@ def _recount(context: TaskContext, partition: Partition) -> tuple[Deployment, _C
             served=pc.sum(scored["served"]).as_py(),
             missing=scored["prediction"].null_count,
         )
-    return deployment, counts
+    return counts.body(deployment, sum(counts.assigned.values()), commit.version)
 
 
 def _served_by(deployment: Deployment, spec: ModelSpec, rows: pa.Table) -> bool:

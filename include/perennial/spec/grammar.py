@@ -18,6 +18,10 @@ from pydantic import (
 
 #: a width that no time reaches; a spec says `never`
 NEVER = timedelta.max
+#: of every moment: pandas holds times from 1677 to 2262, and a width may be counted from a moment either way
+_YEARS = range(1900, 2201)
+#: as wide as all moments lie apart
+_WIDEST = timedelta(days=110_000)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -55,12 +59,16 @@ def parse_duration(value: object) -> timedelta:
     """`"90m"`, `"6h"`, `"1d"`, `"2w"` -> timedelta; a bare number has no unit and is refused.
 
     Raises:
-        RuleBroken: not a whole number of at most six digits and one of m, h, d, w.
+        RuleBroken: not a whole number of at most six digits and one of m, h, d, w; or longer than three centuries.
     """
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})\s*([mhdw])", value.strip())):
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        width = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        if width <= _WIDEST:
+            return width
+        text = f"{value!r} is {width.days:,} days; {_WIDEST.days:,} are the most"
+        raise RuleBroken("duration", text)
     text = f"{value!r} is not a duration; write a whole number and m, h, d or w, as in '1d'"
     raise RuleBroken("duration", text)
 
@@ -94,10 +102,18 @@ def parse_moment(value: object) -> object:
     """A YAML date or time, or ISO text -> datetime; a bare number is refused (it would count seconds since 1970).
 
     Raises:
-        RuleBroken: not a date or time.
+        RuleBroken: not a date or time, or outside the years 1900 to 2200.
     """
-    if value is None or isinstance(value, datetime):
+    if value is None:
         return value
+    moment = value if isinstance(value, datetime) else _moment_of(value)
+    if moment.year not in _YEARS:
+        text = f"{value} lies outside the years {_YEARS[0]} to {_YEARS[-1]}; leave out an end that is never reached"
+        raise RuleBroken("moment", text)
+    return moment
+
+
+def _moment_of(value: object) -> datetime:
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)  # noqa: DTZ001 - the schedule's zone is added later
     try:

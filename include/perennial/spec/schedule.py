@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal, Self
 from zoneinfo import ZoneInfo
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 from pydantic import (
     Field,
     field_validator,
@@ -17,18 +17,20 @@ from pydantic import (
 
 from perennial.errors import SpecError
 from perennial.records import Partition
+from perennial.spec import ticks
 from perennial.spec.grammar import Moment, RuleBroken, Section, check_zone
 
 _CRON_FIELDS = 5
 _CADENCE_PARTITIONS = 12
-#: ticks and partitions that a process keeps: thirty days of an hourly schedule are 720
+#: partitions that a process keeps: thirty days of an hourly schedule are 720
 _KEPT = 4096
 
 
 class Schedule(Section):
     """When a batch is due: one partition between two ticks of the cron expression.
 
-    Where a zone's clock is turned back, a local time comes twice: its first coming is the tick.
+    Where a zone's clock is put back, a local time comes twice: its first coming is the tick. Where it is put forward, a
+    local time that is left out is the tick at the moment that it would have been: `30 2 * * *` is 3:30 on that day.
     """
 
     cron: str = Field(examples=["0 0 * * 1"])
@@ -49,6 +51,11 @@ class Schedule(Section):
         if len(value.split()) != _CRON_FIELDS or not croniter.is_valid(value):
             text = f"{value!r} is not a cron expression of five fields; weekly on Monday is '0 0 * * 1'"
             raise RuleBroken("cron", text)
+        try:
+            croniter(value).get_next()
+        except CroniterBadDateError as error:
+            text = f"{value!r} never comes; weekly on Monday is '0 0 * * 1'"
+            raise RuleBroken("cron", text) from error
         return value
 
     @field_validator("timezone")
@@ -88,10 +95,10 @@ class Schedule(Section):
     @property
     def cadence(self) -> timedelta:
         """The mean length of the first twelve partitions: of a monthly schedule those of a year."""
-        ticks = [self.start]
-        while len(ticks) <= _CADENCE_PARTITIONS:
-            ticks.append(self.tick_after(ticks[-1]))
-        return (ticks[-1] - ticks[0]) / _CADENCE_PARTITIONS
+        starts = [self.start]
+        while len(starts) <= _CADENCE_PARTITIONS:
+            starts.append(self.tick_after(starts[-1]))
+        return (starts[-1] - starts[0]) / _CADENCE_PARTITIONS
 
     @property
     def zone(self) -> ZoneInfo:
@@ -100,26 +107,19 @@ class Schedule(Section):
 
     def is_tick(self, moment: datetime) -> bool:
         """Whether a partition starts at `moment` (aware)."""
-        local = moment.astimezone(self.zone)
-        return _is_tick(self.cron, self.timezone, local, local.fold)
+        # compared in UTC: two times of one zone are compared by what the clock shows, which may come twice
+        return self.tick_at_or_before(moment).astimezone(UTC) == moment.astimezone(UTC)
 
     def tick_after(self, moment: datetime) -> datetime:
         """The first tick strictly after `moment` (aware)."""
-        local = moment.astimezone(self.zone)
-        return _tick_after(self.cron, self.timezone, local, local.fold)
+        return ticks.tick_after(self.cron, self.zone, moment)
 
     def tick_at_or_before(self, moment: datetime) -> datetime:
         """The last tick at or before `moment` (aware): the start of the partition that holds it."""
-        local = moment.astimezone(self.zone)
-        if self.is_tick(local):
-            return local
-        ticks = croniter(self.cron, local, ret_type=datetime)
-        tick: datetime = ticks.get_prev()
-        return tick.replace(fold=0) if tick.fold else tick
+        return ticks.tick_at_or_before(self.cron, self.zone, moment)
 
     def tick_before(self, moment: datetime) -> datetime:
         """The last tick strictly before `moment` (aware)."""
-        # in UTC: a step of the local clock may land in an hour that a clock change leaves out
         return self.tick_at_or_before(moment.astimezone(UTC) - timedelta(microseconds=1))
 
     def key_at(self, moment: datetime) -> str:
@@ -133,7 +133,8 @@ class Schedule(Section):
         Raises:
             SpecError: `start` is not a tick of this schedule.
         """
-        local = start.astimezone(self.zone)
+        # through UTC: a local time that a clock change leaves out is shown as the moment it means
+        local = start.astimezone(UTC).astimezone(self.zone)
         if not self.is_tick(local):
             msg = (
                 f"{local.isoformat()} is not a tick of cron {self.cron!r} ({self.timezone}); "
@@ -158,7 +159,7 @@ class Schedule(Section):
 
     def partitions(self, start: datetime, end: datetime) -> Iterator[Partition]:
         """Whole partitions inside [start, end), oldest first."""
-        tick = start.astimezone(self.zone) if self.is_tick(start) else self.tick_after(start)
+        tick = self.tick_at_or_before(start) if self.is_tick(start) else self.tick_after(start)
         while (partition := Partition(start=tick, end=self.tick_after(tick))).end <= end:
             yield partition
             tick = partition.end
@@ -166,21 +167,6 @@ class Schedule(Section):
     def as_of(self, partition: Partition, now: datetime) -> datetime:
         """The moment the program pretends to be when it works on `partition`."""
         return partition.end if self.clock == "partition" else now
-
-
-# Every turn asks for the ticks of the same lookback again, and a cron expression is slow to read. A local time says its
-# moment only with its zone and fold, which two equal times need not share.
-@lru_cache(maxsize=_KEPT)
-def _is_tick(cron: str, _zone: str, local: datetime, _fold: int) -> bool:
-    whole_minute = not (local.second or local.microsecond or local.fold)
-    return whole_minute and bool(croniter.match(cron, local))
-
-
-@lru_cache(maxsize=_KEPT)
-def _tick_after(cron: str, _zone: str, local: datetime, _fold: int) -> datetime:
-    ticks = croniter(cron, local, ret_type=datetime)
-    tick: datetime = ticks.get_next()
-    return ticks.get_next() if tick.fold else tick
 
 
 @lru_cache(maxsize=_KEPT)

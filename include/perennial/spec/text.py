@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ Lines = dict[KeyPath, int]
 #: 5,000 columns fit. What is larger is refused before anything is parsed: parsing so much takes seconds at the worst.
 MAX_BYTES = 128 * 1024
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+#: an escape may write what no database and no terminal takes: half a character, or the end of a text
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 #: characters of a value that an error shows
 LONGEST_SHOWN = 200
 #: the deepest key of a spec lies five levels down
@@ -34,7 +37,8 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], Lines]:
     """The mapping that a YAML 1.2 file holds, and the 1-based line of every key and item.
 
     Raises:
-        SpecError: absent, not UTF-8, not YAML, too large, a key twice, an impossible date, not a mapping.
+        SpecError: absent, not UTF-8, not YAML, too large, a key twice, an impossible date, an escape that is no text,
+            not a mapping.
     """
     text = _read(file)
     yaml = _safe_yaml()
@@ -75,6 +79,10 @@ def lines_of(text: str) -> Lines:
 
 def _read(file: Path) -> str:
     try:
+        if file.exists() and not file.is_file():
+            # a pipe would be waited for without end
+            msg = f"{file}: not a file. A model folder holds spec.yaml, source.py, pipeline.py."
+            raise SpecError(msg, rules=("absent",))
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
@@ -137,6 +145,9 @@ class _Walk:
             if known is None:
                 raise self._too_large(node, "an alias stands inside its own anchor. Write the value out")
             return known
+        if isinstance(node, ScalarNode) and _NO_TEXT.search(node.value):
+            msg = f"{self.file}:{node.start_mark.line + 1}: not YAML ({node.value!r} is no text). Take the escape out."
+            raise SpecError(msg, rules=("not_yaml",))
         self.sizes[id(node)] = None
         parts = [self._walk(child, at) for child, at in self._children(node, path)]
         size = 1 + sum(nodes for nodes, _ in parts), 1 + max((levels for _, levels in parts), default=0)

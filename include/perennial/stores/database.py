@@ -21,8 +21,9 @@ from perennial.errors import LedgerError, without_secrets
 REVISION = "0001"
 #: Alembic's own table; named so that it never meets another program's `alembic_version`
 VERSION_TABLE = "ledger_version"
-#: seconds a writer waits for another one; a write takes milliseconds, so only a stuck process is ever reported
-_WAIT_SECONDS = 60
+#: seconds a writer waits for another one, and a step for a server; a write takes milliseconds: only a stuck process is
+#: ever reported
+WAIT_SECONDS = 15.0
 #: PostgreSQL advisory lock that one `upgrade` at a time holds; any fixed number that no other program uses
 _UPGRADE_LOCK = 7_305_114_642
 
@@ -128,12 +129,15 @@ def checked_url(url: str | sa.URL, what: str, backends: tuple[str, ...]) -> sa.U
     raise LedgerError(f"the address of {what} is that of {backend}, usable are {', '.join(backends)}. {example}")
 
 
-def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
+def make_engine(url: str | sa.URL, *, wait_seconds: float = WAIT_SECONDS, **options: Any) -> sa.Engine:
     """An engine whose transactions are real ones on SQLite too; `options` go to SQLAlchemy."""
     parsed = checked_url(url, "the ledger (PERENNIAL_LEDGER)", ("sqlite", "postgresql"))
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True, **options)
-    engine = sa.create_engine(parsed, connect_args={"timeout": _WAIT_SECONDS, "check_same_thread": False}, **options)
+        server = sa.create_engine(parsed, pool_pre_ping=True, connect_args=patience(parsed, wait_seconds), **options)
+        _give_up_on_locks(server, wait_seconds)
+        return server
+    connect_args = {"timeout": wait_seconds, "check_same_thread": False}
+    engine = sa.create_engine(parsed, connect_args=connect_args, **options)
 
     @sa.event.listens_for(engine, "connect")
     def _own_transactions(connection: Any, _record: object) -> None:
@@ -160,9 +164,31 @@ def shown(url: sa.URL) -> str:
     return without_secrets(url.render_as_string(hide_password=True))
 
 
+def _give_up_on_locks(engine: sa.Engine, wait_seconds: float) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def _set(connection: Any, _record: object) -> None:
+        # not as an option of the connection, which a pooler in between may refuse
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {round(wait_seconds * 1000)}")
+        connection.commit()
+
+
+def patience(url: sa.URL, wait_seconds: float) -> dict[str, Any]:
+    """Arguments of a PostgreSQL connection that give up on a silent server; none for other databases."""
+    if url.get_driver_name() not in {"psycopg2", "psycopg"}:
+        return {}
+    # libpq takes whole seconds, two at least
+    return {"connect_timeout": max(2, round(wait_seconds))}
+
+
 def unreachable(url: sa.URL, error: Exception) -> str:
     """The sentence of a `LedgerError` for a database that refused or did not answer; no password stands in it."""
     cause = getattr(error, "orig", None) or error
+    if any(sign in str(cause) for sign in ("locked", "lock timeout")):
+        return (
+            f"ledger {shown(url)}: another process has kept it locked for longer than PERENNIAL_WAIT_SECONDS ({cause}). "
+            "End that process; a write takes milliseconds."
+        )
     return f"ledger {shown(url)}: {cause}. Check that the database can be reached and that `upgrade` has run on it."
 
 
@@ -172,17 +198,17 @@ def unreachable(url: sa.URL, error: Exception) -> str:
 _upgrade_turn = threading.Lock()
 
 
-def upgrade(url: str) -> None:
+def upgrade(url: str, *, wait_seconds: float = WAIT_SECONDS) -> None:
     """Bring the database to `REVISION`, creating it where SQLite has no file yet. Any number of processes may call it.
 
     Raises:
         LedgerError: the database cannot be reached, or a newer release has already migrated it.
     """
-    engine = make_engine(url, poolclass=sa.NullPool)
+    engine = make_engine(url, wait_seconds=wait_seconds, poolclass=sa.NullPool)
     try:
         with _upgrade_turn:
             if _revision(engine) != REVISION:
-                _migrate(engine)
+                _migrate(engine, wait_seconds)
     except sa.exc.SQLAlchemyError as error:
         raise LedgerError(unreachable(engine.url, error)) from error
 
@@ -196,14 +222,14 @@ def _revision(engine: sa.Engine) -> str | None:
         return connection.execute(sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE))).scalar()
 
 
-def _migrate(engine: sa.Engine) -> None:
+def _migrate(engine: sa.Engine, wait_seconds: float) -> None:
     # imported here: a database that is up to date never pays for it
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     if engine.dialect.name == "sqlite":
-        _write_ahead(engine)
+        _write_ahead(engine, wait_seconds)
     config = Config()
     config.set_main_option("script_location", "perennial.stores:migrations")
     with engine.execution_options(writes=True).begin() as connection:
@@ -219,9 +245,9 @@ def _migrate(engine: sa.Engine) -> None:
             ) from error
 
 
-def _write_ahead(engine: sa.Engine) -> None:
+def _write_ahead(engine: sa.Engine, wait_seconds: float) -> None:
     """SQLite: readers do not wait for the writer. The setting stays in the file."""
-    for left in reversed(range(_WAIT_SECONDS * 20)):
+    for left in reversed(range(round(wait_seconds * 20))):
         try:
             with engine.connect() as connection:
                 # past SQLAlchemy, which would begin a transaction; SQLite does not wait for this lock by itself

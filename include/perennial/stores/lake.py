@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ _KEEP = {
 }
 #: rows a writer holds before it writes them, and a reader reads at once
 _ROW_GROUP = 131_072
+#: how often a run that replaces a partition gives way to another; of those that race, one wins each time
+_TURNS = 32
 #: what the readers below understand; another writer's deletion vectors would be silently ignored
 _READABLE = frozenset({"timestampNtz"})
 
@@ -134,16 +136,35 @@ class DeltaLake:
     def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
         """Make `batches` the rows of one partition; see `ports.Lake.replace`."""
         from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError
 
         with self._explained(table, model, "replace"):
             target = self._load(table, model)
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
             rows = _Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
-            with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
+            with _spooled(schema, rows) as spool:
                 target = target or self._create(table, model, schema)
                 quoted = partition.replace("'", "''")
-                write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+                for left in reversed(range(_TURNS)):
+                    try:
+                        with _unspooled(spool) as reader:
+                            write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
+                    except CommitFailedError:
+                        # another run replaced the partition meanwhile; of two the later one counts
+                        if not left:
+                            raise
+                        target.update_incremental()
+                    else:
+                        break
                 return Commit(target.version(), rows.rows, wrote=True)
+
+    def landed(self, table: Table, model: str, transaction: str) -> Commit | None:
+        """The commit of a transaction; see `ports.Lake.landed`."""
+        with self._explained(table, model, "landed"):
+            target = self._load(table, model)
+            if target is None or target.transaction_version(transaction) is None:
+                return None
+            return self._landed(table, model, target, transaction)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -347,15 +368,39 @@ def _of_partition(
 
 @contextmanager
 def _spooled(schema: pa.Schema, batches: _Counted) -> Iterator[Path]:
-    """All batches in one temporary file, so that they can be read twice without being held in memory."""
+    """All batches in one temporary file, so that they can be read twice without being held in memory.
+
+    Raises:
+        LakeError: the temporary folder cannot be written.
+    """
     import pyarrow as pa
 
-    with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-        spool = Path(folder) / "rows.arrow"
-        with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in batches:
+    rows = iter(batches)
+    with ExitStack() as opened:
+        with _temporary():
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="perennial-"))
+            spool = Path(folder) / "rows.arrow"
+            sink = opened.enter_context(pa.OSFile(str(spool), "wb"))
+            writer = pa.ipc.new_stream(sink, schema)
+        for batch in rows:
+            with _temporary():
                 writer.write_batch(batch)
+        with _temporary():
+            writer.close()
+            sink.close()
         yield spool
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """An error of the temporary folder is none of the lake's."""
+    try:
+        yield
+    except OSError as error:
+        raise LakeError(
+            f"the temporary folder {tempfile.tempdir or 'of this machine'} cannot hold the rows on their way into the "
+            f"lake: {error}. Make room there, or name another one in TMPDIR."
+        ) from error
 
 
 @contextmanager

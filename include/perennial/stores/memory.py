@@ -78,6 +78,12 @@ class MemoryLake:
             target.versions.append({**others, **{key: (chunk,) for key, chunk in chunks.items()}})
             return Commit(len(target.versions) - 1, rows, wrote=True)
 
+    def landed(self, table: Table, model: str, transaction: str) -> Commit | None:
+        """The commit of a transaction; see `ports.Lake.landed`."""
+        existing = self._tables.get((table, model))
+        earlier = existing.transactions.get(transaction) if existing else None
+        return None if earlier is None else replace(earlier, wrote=False)
+
     def scan(
         self,
         table: Table,

@@ -36,15 +36,16 @@ def open_stores(settings: Settings) -> Stores:
     _check_addresses(settings)
     for folder in _folders(settings):
         folder.mkdir(parents=True, exist_ok=True)
-    upgrade(settings.ledger_url)
+    upgrade(settings.ledger_url, wait_seconds=settings.wait_seconds)
     served = _is_address(settings.tracking_uri)
     return Stores(
         lake=DeltaLake(settings.lake_root, _s3_options(settings) if "://" in settings.lake_root else None),
-        ledger=SqlLedger(make_engine(settings.ledger_url), heads_of(settings)),
+        ledger=SqlLedger(make_engine(settings.ledger_url, wait_seconds=settings.wait_seconds), heads_of(settings)),
         registry=MlflowRegistry(
             settings.tracking_uri,
             artifacts=None if served else str((settings.home / "artifacts").resolve()),
             trusted=partial(_trusted_types, settings),
+            wait_seconds=settings.wait_seconds,
         ),
     )
 
@@ -124,7 +125,10 @@ def _s3_options(settings: Settings) -> dict[str, str]:
     if options.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         # an address without TLS was written on purpose (MinIO, moto); deltalake asks for a second yes
         options.setdefault("AWS_ALLOW_HTTP", "true")
-    return options
+    # deltalake waits for three minutes by itself; a request that a retry may follow has half of the time
+    seconds = settings.wait_seconds
+    limits = {"connect_timeout": seconds / 3, "timeout": seconds / 2, "retry_timeout": seconds / 2}
+    return {**{name: f"{round(1000 * limit)}ms" for name, limit in limits.items()}, **options}
 
 
 def _trusted_types(settings: Settings, model: str) -> tuple[str, ...]:

@@ -59,7 +59,14 @@ class Lake(Protocol):
         ...
 
     def replace(self, table: Table, model: str, partition: str, batches: pa.RecordBatchReader) -> Commit:
-        """Make `batches` the rows of one partition, atomically; older versions of the table still hold the old rows."""
+        """Make `batches` the rows of one partition, atomically; older versions of the table still hold the old rows.
+
+        Of several at once each lands, one after the other.
+        """
+        ...
+
+    def landed(self, table: Table, model: str, transaction: str) -> Commit | None:
+        """The commit of a transaction; None where it never landed."""
         ...
 
     def scan(

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 import pytest
-from clones import spoil
+from clones import clone, spoil
+from dying import Killed, Life, mortal
 from hypothesis import given
 from hypothesis import strategies as st
 from made_model import MadeModel
@@ -16,7 +17,7 @@ from states import rows_of, state_of
 
 from perennial.errors import ArtifactMissing, LakeError, LedgerError, TrainingError
 from perennial.loop import score
-from perennial.records import RunLink
+from perennial.records import Kind, RunLink, ScoringBody
 from perennial.stores.memory import MemoryRegistry
 from perennial.stores.ports import Stores
 
@@ -234,3 +235,77 @@ def test_in_a_rollout_the_same_entity_is_served_by_the_same_side_in_every_batch_
         rows = [r for r in rows_of(stores, "predictions") if r["partition"] == day.key and r["variant"] == "challenger"]
         mine = score.assign([pa.array([r["event_id"] for r in rows])], "rollout-1", split)
         assert [row["served"] for row in rows] == mine.tolist()
+
+
+# --- races ---------------------------------------------------------------------------------------------------------
+
+
+def served_of(stores: Stores, key: str) -> dict[str, int]:
+    """Served rows of a batch by the run that wrote them."""
+    served = [row["run_id"] for row in rows_of(stores, "predictions") if row["served"] and row["partition"] == key]
+    return {run: served.count(run) for run in served}
+
+
+@pytest.mark.parametrize(("at", "number"), [("stable", 3), ("opened", 6)])
+def test_a_run_that_died_before_its_entry_is_recorded_by_the_next_run_whoever_that_is(
+    made: MadeModel, world: World, at: str, number: int
+) -> None:
+    stores, day = world(at), made.day(number)
+    with clone(stores) as whole:
+        lived = made.score(whole, day, "killed")
+    score.validate(made.context(stores, day.end, "killed"), day)
+    with pytest.raises(Killed):
+        score.score(made.context(mortal(stores, Life(1)), day.end, "killed"), day)
+    again = made.score(stores, day, "another")
+    entries = stores.ledger.entries("made", kind=Kind.SCORING, subject=day.key)
+    assert [(entry.verdict, entry.run.run_id) for entry in entries] == [("SERVED", "killed"), ("BACKFILLED", "another")]
+    body = entries[0].read(ScoringBody)
+    assert (body.served, body.assigned, body.rows, body.table_version) == (
+        lived.served,
+        lived.assigned,
+        lived.rows,
+        lived.table_version,
+    )
+    assert set(again.served.values()) == {0}
+    assert served_of(stores, day.key) == {"killed": 400}
+
+
+def test_rows_that_an_older_release_served_without_its_entry_stay_the_served_ones(
+    made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, day = world("stable"), made.day(3)
+    score.validate(made.context(stores, day.end, "old"), day)
+    with monkeypatch.context() as before:
+        # its transaction carried the run's name
+        before.setattr(score, "_serving", lambda partition: f"score:{partition.key}:old")
+        with pytest.raises(Killed):
+            score.score(made.context(mortal(stores, Life(1)), day.end, "old"), day)
+    made.score(stores, day, "new")
+    made.score(stores, day, "old")
+    entries = stores.ledger.entries("made", kind=Kind.SCORING, subject=day.key)
+    assert [(entry.verdict, entry.run.run_id) for entry in entries] == [("SERVED", "old"), ("BACKFILLED", "new")]
+    assert served_of(stores, day.key) == {"old": 400}
+
+
+def test_a_run_that_loses_the_race_while_it_scores_serves_nothing(
+    made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, day = world("opened"), made.day(6)
+    asked = score._serving_run
+    answers: list[str | None] = [None]
+    # looks, finds nobody, and is overtaken before it writes
+    monkeypatch.setattr(score, "_serving_run", lambda *at: answers.pop() if answers else asked(*at))
+    score.validate(made.context(stores, day.end, "slow"), day)
+    load = score._load
+
+    def overtaken(*given: Any) -> Any:
+        monkeypatch.setattr(score, "_load", load)
+        score.score(made.context(stores, day.end, "fast"), day)
+        return load(*given)
+
+    monkeypatch.setattr(score, "_load", overtaken)
+    slow = score.score(made.context(stores, day.end, "slow"), day)
+    entries = stores.ledger.entries("made", kind=Kind.SCORING, subject=day.key)
+    assert [(entry.verdict, entry.run.run_id) for entry in entries] == [("SERVED", "fast"), ("BACKFILLED", "slow")]
+    assert set(slow.served.values()) == {0}
+    assert served_of(stores, day.key) == {"fast": 400}

@@ -20,6 +20,7 @@ from perennial.records import (
     from_json,
     reference_in,
 )
+from perennial.stores.database import WAIT_SECONDS
 from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import TRUSTED_TYPES, load_model
 from perennial.stores.registry.connection import Connection
@@ -44,6 +45,7 @@ class MlflowRegistry:
         *,
         artifacts: str | None = None,
         trusted: Callable[[str], Sequence[str]] = lambda _model: (),
+        wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         """Connects at the first call.
 
@@ -51,8 +53,9 @@ class MlflowRegistry:
             uri: a server's http:// address, or sqlite:///...
             artifacts: where new experiments keep their files; None where the server decides.
             trusted: model name -> types beyond `TRUSTED_TYPES` that its spec allows.
+            wait_seconds: how long a database or server that is silent is waited for.
         """
-        self._mlflow = Connection(uri)
+        self._mlflow = Connection(uri, wait_seconds)
         self._artifacts = artifacts
         self._trusted = trusted
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, without_secrets
+from perennial.stores.database import WAIT_SECONDS, patience
 from perennial.stores.registry.artifacts import is_absence
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 class Connection:
     """MLflow at one address."""
 
-    def __init__(self, uri: str) -> None:
-        """Args: `uri` is a server's http:// address, or sqlite:///...; a user and password in it are MLflow's login."""
+    def __init__(self, uri: str, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Args: `uri`: a server's http:// address, whose user and password are MLflow's login, or a database's URL."""
         self._login, self._uri = _login_in(uri)
+        self._wait_seconds = wait_seconds
 
     @property
     def uri(self) -> str:
@@ -33,12 +35,28 @@ class Connection:
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's own client; importing the library takes seconds, so it is made when it is first needed."""
-        _quieten()
+        self._reach_database()
+        _quieten(self._wait_seconds)
         # MLflow's own errors and logs print the address: a login in it is handed over as MLflow wants it instead
         os.environ.update(self._login)
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+
+    def _reach_database(self) -> None:
+        """One connection, where MLflow itself would try for two minutes.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the database does not answer.
+        """
+        import sqlalchemy as sa
+
+        if self._uri.startswith(("http://", "https://", "sqlite:")):
+            return
+        url = sa.make_url(self._uri)
+        engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=patience(url, self._wait_seconds))
+        with engine.connect():
+            pass
 
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:
@@ -100,13 +118,13 @@ def _login_in(uri: str) -> tuple[dict[str, str], str]:
     return login, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _quieten() -> None:
+def _quieten(wait_seconds: float) -> None:
     """MLflow's own settings, which only the environment takes; what is set already stays."""
     for name, value in {
-        # refused connections are reported within seconds instead of minutes
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        # a server that refuses or is silent is reported within seconds instead of minutes; it has two tries
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(wait_seconds / 2))),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
