@@ -186,7 +186,7 @@ def unreachable(url: sa.URL, error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
     if any(sign in str(cause) for sign in ("locked", "lock timeout")):
         return (
-            f"ledger {shown(url)}: another process has kept it locked for longer than PERENNIAL_WAIT_SECONDS ({cause}). "
+            f"ledger {shown(url)}: another process has kept it locked for more than PERENNIAL_WAIT_SECONDS ({cause}). "
             "End that process; a write takes milliseconds."
         )
     return f"ledger {shown(url)}: {cause}. Check that the database can be reached and that `upgrade` has run on it."
