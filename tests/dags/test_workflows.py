@@ -1,4 +1,4 @@
-"""The five DAGs run by Airflow's own task runner with the real loop: Delta tables, a SQLite ledger, MLflow on SQLite.
+"""The six DAGs run by Airflow's own task runner with the real loop: Delta tables, a SQLite ledger, MLflow on SQLite.
 
 The made model lives through a change at day 3; see `tests/support/made_model.py` and the homes in `conftest.py`.
 """
@@ -581,7 +581,9 @@ def test_a_person_sends_a_sleeping_rollout_on_and_its_run_ends_with_it(
     made, stores = live_in("admitted")
 
     def sent_on(stores: Stores, number: int) -> None:
-        rollout.advance(made.context(stores, made.day(HARMED).end, f"a shell {number}"), "we know better")
+        leave = (None, 0.25, 0.5, 1.0)[number]
+        context = made.context(stores, made.day(HARMED).end, f"a shell {number}")
+        rollout.advance(context, "we know better", leave=leave)
 
     with while_the_stages_sleep(made, sent_on):
         run = scheduler.run(made, "rollout", conf={"version": "2"})

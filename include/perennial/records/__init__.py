@@ -21,6 +21,7 @@ from perennial.records.bodies import (
     StageBody,
     SupersededBody,
     ValidationBody,
+    WatchBody,
 )
 from perennial.records.conclusion import (
     Conclusion,
@@ -153,6 +154,7 @@ __all__ = [
     "ValidationReport",
     "ValidationResult",
     "Verdict",
+    "WatchBody",
     "canonical",
     "concluded",
     "digest",

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from perennial.errors import LedgerError
 
 #: the newest migration in `migrations/versions`; a database at it is not touched by `upgrade`
-REVISION = "0001"
+REVISION = "0002"
 #: Alembic's own table; named so that it never meets another program's `alembic_version`
 VERSION_TABLE = "ledger_version"
 #: seconds a writer waits for another one; a write takes milliseconds, so only a stuck process is ever reported
@@ -93,7 +93,18 @@ leases = sa.Table(
     sa.Column("purpose", sa.Text, primary_key=True),
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("as_of", sa.Text, nullable=False),
+    #: the holder's last sign of life, by the database's clock: machines' clocks differ
+    sa.Column("alive_at", sa.Text),
+    #: the process that is the whole run, see `loop/process.py`; empty: nobody says
+    sa.Column("process", sa.Text),
 )
+
+
+def clock(dialect: str) -> sa.ColumnElement[str]:
+    """The database's clock as ISO text in UTC."""
+    if dialect == "sqlite":
+        return sa.func.strftime("%Y-%m-%dT%H:%M:%f+00:00", "now")
+    return sa.func.to_char(sa.func.timezone("UTC", sa.func.clock_timestamp()), 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
 
 
 def make_engine(url: str | sa.URL, **options: Any) -> sa.Engine:
