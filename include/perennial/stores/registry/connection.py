@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
 from perennial.stores.registry.artifacts import is_absence
+from perennial.stores.registry.database import broken, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,10 +27,14 @@ class Connection:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's own client; importing the library takes seconds, so it is made when it is first needed."""
+        """MLflow's own client; importing the library takes seconds, so it is made when it is first needed.
+
+        So are the tables of a SQLite file.
+        """
         _quieten()
         from mlflow import MlflowClient
 
+        make_database(self.uri)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @contextmanager
@@ -47,6 +52,8 @@ class Connection:
         try:
             yield
         except (MlflowException, requests.RequestException, sa.exc.SQLAlchemyError, OSError) as error:
+            if problem := broken(self.uri):
+                raise RegistryError(problem) from error
             cause: BaseException | None = error
             while cause is not None:
                 if isinstance(cause, (requests.RequestException, sa.exc.OperationalError)):
