@@ -112,7 +112,7 @@ def overrule(spec: ModelSpec, context: Any) -> None:
     """Do what a person asks of the running rollout."""
     from perennial.loop import rollout
 
-    reason, leave = params()["reason"], params()["from"]
+    reason, leave = params()["reason"], params()["from"] or None
     if params()["rollback"] and params()["advance"]:
         raise SpecError("parameters 'advance' and 'rollback' are both set; set one.")
     if params()["rollback"]:

@@ -272,9 +272,7 @@ class Health:
         lost = {name for name, since in self._since.items() if now - since >= SILENT_SECONDS}
         back, new = self._named - set(silent), lost - self._named
         self._named = (self._named | lost) - back
-        sentences = [
-            f"{name} does not answer since {SILENT_SECONDS} s. If it stays so, Ctrl-C." for name in sorted(new)
-        ]
+        sentences = [f"{name} has not answered for {SILENT_SECONDS} s; if it stays so: Ctrl-C." for name in sorted(new)]
         return "\n".join([*sentences, *(f"{name} answers again." for name in sorted(back))]) or None
 
 

@@ -61,7 +61,7 @@ def test_a_component_that_answers_no_more_is_named_once_and_again_when_it_is_bac
     looks = [(0, ["scheduler"]), (29, ["scheduler"]), (30, ["scheduler", "mlflow"]), (32, ["scheduler"]), (34, [])]
     said = [health.look(silent, now) for now, silent in looks]
     assert [message is not None for message in said] == [False, False, True, False, True]
-    assert said[2] == "scheduler does not answer since 30 s. If it stays so, Ctrl-C."
+    assert said[2] == "scheduler has not answered for 30 s; if it stays so: Ctrl-C."
     assert said[4] == "scheduler answers again."
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import RegistryUnavailable
+from perennial.errors import StoreError
 from perennial.loop import lane, retrain, rollout, score
 from perennial.loop.process import has_died
 from perennial.records import Kind, Partition, RunLink
@@ -34,13 +34,13 @@ class Difference:
 def finish(context: TaskContext) -> tuple[Difference, ...]:
     """Finish what the ledger says was begun; what was mended.
 
-    A rollout that Airflow opened is left to its own run, whose tasks are tried again: a person may have stopped it. An
-    MLflow that does not answer is left to the next call: the ledger alone says who serves, and a rollback must be
-    possible meanwhile.
+    A rollout that Airflow opened is left to its own run, whose tasks are tried again: a person may have stopped it.
+    Where a store refuses or does not answer, or somebody else is quicker, the rest is left to the next call: the ledger
+    alone says who serves, and a rollback must be possible while MLflow is away.
     """
     try:
         return tuple(_mended(difference) for difference in _begun(context) if not _is_airflows(context, difference))
-    except RegistryUnavailable as error:
+    except StoreError as error:
         logging.getLogger(__name__).warning("%s What was begun before is finished by the next command.", error)
         return ()
 
