@@ -204,8 +204,12 @@ def prepare(home: Path, environment: dict[str, str]) -> None:
     store = environment["PERENNIAL_MLFLOW_STORE"]
     run_first("airflow db migrate", ["airflow", "db", "migrate"], home / "logs" / "prepare.log", environment)
     # before any process of the server opens it: MLflow's own migration does not survive a kill
-    make = [sys.executable, "-m", "perennial.stores.registry.database", store]
-    run_first(f"making MLflow's tables in {store}", make, home / "logs" / "prepare-mlflow.log", environment)
+    make = [
+        sys.executable,
+        "-c",
+        "import sys; from perennial.stores.registry import database; database.main(sys.argv[1])",
+    ]
+    run_first(f"making MLflow's tables in {store}", [*make, store], home / "logs" / "prepare-mlflow.log", environment)
 
 
 def run_first(what: str, command: list[str], log: Path, environment: dict[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 MLflow migrates a new file in many steps, and cannot go on where a process was killed in between. So the tables are made
 in a file beside it, which then takes its name, and one process at a time does that.
-
-`python -m perennial.stores.registry.database URI` does it before a server starts.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-
-from perennial.errors import RegistryError
 
 
 def make_database(uri: str) -> None:
@@ -105,18 +101,7 @@ def _runs_in(engine: sa.Engine) -> int:
 
 
 def main(uri: str) -> None:
-    """Make the tables and check them, for a shell.
-
-    Raises:
-        RegistryError: they are half made; the cure is named.
-    """
+    """Make the tables before a server opens them, for `local/up.py`; end with the cure where they are half made."""
     make_database(uri)
     if problem := broken(uri):
-        raise RegistryError(problem)
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except RegistryError as error:
-        sys.exit(str(error))
+        sys.exit(problem)
