@@ -377,7 +377,7 @@ def test_the_lease_of_a_dead_run_is_taken_over_and_told(scheduler: Scheduler, li
     assert run.state == "success"
     assert written(stores, run)[0] == ("freeze", "retrain", "EXPIRED")
     assert slack.headlines[:2] == ["Lease taken over", "Retrain started"]
-    assert "run dead-run: it gave no sign of life for " in slack.text
+    assert "run dead-run: it gave no sign of life for " in slack.posts[0][1]["text"]
 
 
 def test_what_stands_still_is_told_once_a_day(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
