@@ -11,7 +11,7 @@ RUN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check docs bench bench-decisions bench-histories lock clean
+.PHONY: help setup demo up test check docs bench bench-decisions bench-histories chaos lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ bench-decisions: setup ## measure how often decisions err, beside the usual rule
 
 bench-histories: setup ## whole lives under the default policy, beside rivals and an oracle (QUICK=1: few); writes benchmarks/results/histories.json
 	$(PYTHON_IN_VENV) benchmarks/histories.py
+
+chaos: setup ## kill the commands at random moments and after every write, and compare (KILLS=100, of each command)
+	$(PYTHON_IN_VENV) benchmarks/kills.py --writes --kills $(or $(KILLS),100)
 
 lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1: with newer versions)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard $(VENV)/tools/bin/uv) uv) pip compile --quiet --universal \

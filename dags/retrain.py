@@ -3,7 +3,8 @@
 **When**: the drift sensor starts it, or a person (Trigger DAG; give a reason). The first run of a new model makes its
 first champion, which must meet the spec's absolute floors.
 
-One retrain a model at a time: while another run holds the lease, `freeze` skips and so does the rest.
+One retrain a model at a time: while another run holds the lease, `freeze` skips and so does the rest. The lease of a
+run that gave no sign of life for `training.lease` is taken over. Runbook: `docs/runbooks/lease_expired.md`.
 
 **When it fails**
 
@@ -11,7 +12,8 @@ One retrain a model at a time: while another run holds the lease, `freeze` skips
 - `train`: MLflow does not answer, or the pipeline does not fit. Look first at the MLflow server, then at `pipeline.py`.
 - `gate`: evidence that no rule can judge; the error names it. A refusal is no failure, but see
   `docs/runbooks/retrain_refused.md`.
-- `abandon` runs only after a failure and gives the lease back; while it fails, every later retrain skips. Clear it.
+- `abandon` runs only after a failure and gives the lease back; while it fails, later retrains skip until the
+  lease has expired. Clear it.
 
 Runbook: `docs/runbooks/failure.md`.
 """
@@ -51,6 +53,8 @@ def retrain_dag(spec: ModelSpec) -> DAG:
 
             with model_task(spec) as context:
                 snapshot = retrain.freeze(context, params()["reason"], params()["change_partition"])
+                if lost := retrain.took_over(context):
+                    notify.lease_taken_over(spec, context.run.run_id, lost, context.run.url)
                 notify.retrain_started(spec, params()["reason"], context.run.url)
                 return to_json(snapshot)
 

@@ -46,6 +46,12 @@ PARAMS = {
         type="boolean",
         description="Send the running challenger on now: into the next stage, from the last one to champion.",
     ),
+    "from": Param(
+        None,
+        type=["null", "string"],
+        description="With 'rollback': the version that must not serve. With 'advance': the share that is left, as in "
+        "0.25. Needed to go back or on twice.",
+    ),
     "lease": Param(None, type=["null", "string"], description="Retrain run whose lease ends with this run's start."),
     "reason": Param("asked for by a person", type="string", description="Why; it is written into the ledger."),
 }
@@ -106,15 +112,17 @@ def overrule(spec: ModelSpec, context: Any) -> None:
     """Do what a person asks of the running rollout."""
     from perennial.loop import rollout
 
-    reason = params()["reason"]
+    reason, leave = params()["reason"], params()["from"] or None
     if params()["rollback"] and params()["advance"]:
         raise SpecError("parameters 'advance' and 'rollback' are both set; set one.")
     if params()["rollback"]:
-        rollout.roll_back(context, reason)
-        notify.rolled_back(spec, "asked for in Airflow", reason, context.run.url)
+        back = rollout.roll_back(context, reason, leave=leave)
+        happened = reason if back.since is None else f"nothing was changed: version {back.champion} serves already"
+        notify.rolled_back(spec, "asked for in Airflow", happened, context.run.url)
         return
-    went = rollout.advance(context, reason)
-    happened = f"{went.verdict} of version {went.version}, which serves {went.split:.0%} now: {reason}"
+    went = rollout.advance(context, reason, leave=None if leave is None else float(leave))
+    changed = f"{went.verdict} of version {went.version}" if went.since is None else "nothing was changed"
+    happened = f"{changed}; version {went.version} serves {went.split:.0%}: {reason}"
     notify.advanced(spec, "asked for in Airflow", happened, context.run.url)
 
 

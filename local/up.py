@@ -30,6 +30,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 #: Tasks that run may end; what still lives after this many seconds, or at a second Ctrl-C, is killed.
 STOP_SECONDS = 20
 READY_SECONDS = 180
+#: Between two looks at whether the components live.
+WATCH_SECONDS = 2
+#: A component that answers no question for so long is named; Airflow itself calls one unhealthy after 30 s of silence.
+SILENT_SECONDS = 30
 
 
 def main() -> int:
@@ -67,6 +71,25 @@ class Stack(honcho.manager.Manager):
     each component: so whole sessions are ended.
     """
 
+    def loop(self) -> None:
+        """Run until one component ends, or somebody asks to stop."""
+        threading.Thread(target=self.watch, daemon=True).start()
+        super().loop()
+
+    def watch(self) -> None:
+        """End what a component that has died leaves behind.
+
+        Honcho hears of an end when the component's output is closed. Workers of a killed scheduler keep it open, and do
+        nothing for anybody.
+        """
+        while not self._terminating:
+            for name, process in self._processes.items():
+                if "pid" in process and "returncode" not in process and has_ended(process["pid"]):
+                    if members := session_members({process["pid"]}):
+                        self._system_print(f"{name} has died; killing the {len(members)} processes that it left\n")
+                    kill(members)
+            time.sleep(WATCH_SECONDS)
+
     def terminate(self) -> None:
         """Ask every component to stop; asked again, kill."""
         if self._terminating:
@@ -76,11 +99,32 @@ class Stack(honcho.manager.Manager):
     def kill(self) -> None:
         """Kill all that is left of the components' sessions."""
         super().kill()
-        sessions = {process["pid"] for process in self._processes.values() if "pid" in process}
-        for pid in psutil.pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(pid) in sessions:
-                    os.kill(pid, signal.SIGKILL)
+        kill(session_members({process["pid"] for process in self._processes.values() if "pid" in process}))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that nobody has asked for its end yet."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def session_members(sessions: set[int]) -> list[int]:
+    """The living processes of the sessions."""
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) in sessions and not has_ended(pid):
+                members.append(pid)
+    return members
+
+
+def kill(pids: list[int]) -> None:
+    """Kill the processes, where they still are."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def stack_environment(home: Path) -> dict[str, str]:
@@ -147,7 +191,7 @@ def made_up_secrets(file: Path) -> dict[str, str]:
 
 
 def prepare(home: Path, environment: dict[str, str]) -> None:
-    """Folders, the users' passwords, Airflow's database."""
+    """Folders, the users' passwords, the databases of Airflow and MLflow."""
     for folder in ("airflow", "logs", "mlflow-artifacts", "reports"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     config = home / "airflow" / "config"
@@ -157,17 +201,23 @@ def prepare(home: Path, environment: dict[str, str]) -> None:
     if not passwords.exists():
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({name: secrets.token_urlsafe(9) for name in ("admin", "viewer")}))
-    log = home / "logs" / "prepare.log"
+    store = environment["PERENNIAL_MLFLOW_STORE"]
+    run_first("airflow db migrate", ["airflow", "db", "migrate"], home / "logs" / "prepare.log", environment)
+    # before any process of the server opens it: MLflow's own migration does not survive a kill
+    make = [
+        sys.executable,
+        "-c",
+        "import sys; from perennial.stores.registry import database; database.main(sys.argv[1])",
+    ]
+    run_first(f"making MLflow's tables in {store}", [*make, store], home / "logs" / "prepare-mlflow.log", environment)
+
+
+def run_first(what: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Run what must have ended before anything starts; end with the last lines of its log where it fails."""
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            ["airflow", "db", "migrate"],  # noqa: S607 - found in this environment's own PATH
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)  # noqa: S603 - a fixed command
     if done.returncode:
-        sys.exit(f"airflow db migrate failed (code {done.returncode}); its last lines, from {log}:\n{tail(log)}")
+        sys.exit(f"{what} failed (code {done.returncode}); its last lines, from {log}:\n{tail(log)}")
 
 
 def tail(file: Path, lines: int = 15) -> str:
@@ -198,9 +248,36 @@ def announce(home: Path, environment: dict[str, str]) -> None:
                 f"  State     {home}\n",
                 flush=True,
             )
+            name_the_silent(airflow_url, mlflow_url)
             return
         time.sleep(0.5)
     print(f"After {READY_SECONDS} s these do not answer: {', '.join(waiting)}. See {home / 'logs'}.", flush=True)
+
+
+def name_the_silent(airflow_url: str, mlflow_url: str) -> None:
+    """Say which components answer no more, and when they answer again, until the stack ends."""
+    health = Health()
+    while True:
+        time.sleep(WATCH_SECONDS)
+        if message := health.look(waiting_for(airflow_url, mlflow_url), time.monotonic()):
+            print(message, flush=True)
+
+
+class Health:
+    """Which components were silent for `SILENT_SECONDS`: they may be frozen, or busy; nobody ends them."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._named: set[str] = set()
+
+    def look(self, silent: list[str], now: float) -> str | None:
+        """What is news at this look, as a sentence; None: nothing. `now` is in seconds of any clock."""
+        self._since = {name: self._since.get(name, now) for name in silent}
+        lost = {name for name, since in self._since.items() if now - since >= SILENT_SECONDS}
+        back, new = self._named - set(silent), lost - self._named
+        self._named = (self._named | lost) - back
+        sentences = [f"{name} has not answered for {SILENT_SECONDS} s; if it stays so: Ctrl-C." for name in sorted(new)]
+        return "\n".join([*sentences, *(f"{name} answers again." for name in sorted(back))]) or None
 
 
 def waiting_for(airflow_url: str, mlflow_url: str) -> list[str]:

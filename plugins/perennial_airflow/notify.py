@@ -222,6 +222,58 @@ def rolled_back(spec: ModelSpec, subject: str, reason: str, log_url: str) -> Non
     send(spec, alert)
 
 
+def lease_taken_over(spec: ModelSpec, subject: str, happened: str, log_url: str) -> None:
+    """A retrain goes on in the place of one that is dead."""
+    alert = Alert(
+        headline="Lease taken over",
+        model=spec.name,
+        subject=f"retrain {subject}",
+        happened=happened,
+        first="The new retrain goes on. Find out what ended the other one (docs/runbooks/lease_expired.md).",
+        links={"Log": log_url, "Status": status_url(spec)},
+    )
+    send(spec, alert)
+
+
+def stuck(spec: ModelSpec, what: str, subject: str, happened: str, log_url: str) -> None:
+    """Something stands still for longer than its plan; the alert is the one of that thing."""
+    links = {"Log": log_url, "Status": status_url(spec), "Reports": reports_url(spec)}
+    about: dict[str, Any] = {"model": spec.name, "subject": subject, "happened": happened, "links": links}
+    alerts = {
+        "lease": Alert(
+            headline="Retrain stuck",
+            first="Look whether its run still works; if not, nothing is to be done (docs/runbooks/lease_expired.md).",
+            **about,
+        ),
+        "approval": Alert(
+            headline="Approval still wanted",
+            first="Answer the task `approve`: Approve, or Reject (docs/runbooks/approval_wanted.md).",
+            **about,
+        ),
+        "rollout": Alert(
+            headline="Rollout stuck",
+            first=f"Judge it (perennial rollout {spec.name}) or take it back (docs/runbooks/rollout_stuck.md).",
+            **about,
+        ),
+        "batches": Alert(
+            headline="Batches missing",
+            first="Look at the runs of the score DAG (docs/runbooks/batches_missing.md).",
+            **about,
+        ),
+        "quarantine": Alert(
+            headline="Batches stay in quarantine",
+            first="Nothing is scored or learnt. Open the newest report (docs/runbooks/quarantine.md).",
+            **about,
+        ),
+        "labels": Alert(
+            headline="Labels missing",
+            first="Ask the owner of the labels; the loop is blind meanwhile (docs/runbooks/labels_missing.md).",
+            **about,
+        ),
+    }
+    send(spec, alerts[what])
+
+
 def undecided(spec: ModelSpec, subject: str, reason: str, log_url: str) -> None:
     """A rollout holds, and no evidence to come will move it by itself."""
     alert = Alert(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Rows of each table on a model's page.
 SHOWN_DECISIONS = 15
 SHOWN_REPORTS = 20
-WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
+WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout", "watch")
 #: A report's scripts may draw, but never act for the person who is logged in: they run in an origin of their own.
 REPORT_HEADERS = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
 

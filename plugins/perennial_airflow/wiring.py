@@ -57,13 +57,20 @@ NOT_RETRIED = (
 def batch_task(spec: ModelSpec) -> Iterator[tuple[TaskContext, Partition]]:
     """What a task works with whose DAG run is about one batch; errors as in `model_task`.
 
+    What a killed process has begun is finished first.
+
     Raises:
         SpecError: the run has no partition key, or one that the schedule does not know.
     """
+    from perennial.loop import recovery
+
     with _opened() as (stores, settings_now, run):
         partition = _partition(spec, get_current_context())
         as_of = spec.schedule.as_of(partition, datetime.now(UTC))
-        yield TaskContext(spec, stores, settings_now, run, as_of), partition
+        context = TaskContext(spec, stores, settings_now, run, as_of)
+        recovery.finish(context)
+        recovery.finish_batch(context, partition)
+        yield context, partition
 
 
 @contextmanager
@@ -71,15 +78,20 @@ def model_task(spec: ModelSpec, *, as_of: datetime | None = None) -> Iterator[Ta
     """What a task works with whose DAG run is about the model, not about one batch.
 
     `as_of` is the moment that an earlier task of the same run chose; all tasks of a run keep to it. Without it, the
-    run's parameter `as_of` is the moment, else the newest known one.
+    run's parameter `as_of` is the moment, else the newest known one. What a killed process has begun is finished first.
 
     Errors that a second try cannot mend fail the task at once. A lease that another run holds skips the task. All
     others are left to Airflow, which tries again.
     """
+    from perennial.loop import recovery
+
     with _opened() as (stores, settings_now, run):
         if as_of is None and (given := params().get("as_of")):
             as_of = parse_as_of(str(given))
-        yield TaskContext(spec, stores, settings_now, run, as_of or present(spec, stores.ledger, datetime.now(UTC)))
+        as_of = as_of or present(spec, stores.ledger, datetime.now(UTC))
+        context = TaskContext(spec, stores, settings_now, run, as_of)
+        recovery.finish(context)
+        yield context
 
 
 def params() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What the five DAGs of a model share: the specs they are made from, their names, owners, retries and documentation.
+"""What the six DAGs of a model share: the specs they are made from, their names, owners, retries and documentation.
 
 Everything here runs when Airflow parses the DAG files, so nothing heavy is imported.
 """
@@ -68,7 +68,7 @@ def _all_specs(_: tuple[tuple[Path, int, int], ...]) -> tuple[dict[str, ModelSpe
 
 
 def dag_id(model: str, workflow: str) -> str:
-    """The id of one of a model's five DAGs."""
+    """The id of one of a model's six DAGs."""
     return f"{model}_{workflow}"
 
 
@@ -81,11 +81,11 @@ def make_dag(
     params: Mapping[str, Param] | None = None,
     **more: Any,
 ) -> DAG:
-    """One of a model's five DAGs.
+    """One of a model's six DAGs.
 
     Args:
         spec: the model.
-        workflow: `score`, `monitor`, `drift_sensor`, `retrain` or `rollout`.
+        workflow: `score`, `monitor`, `drift_sensor`, `retrain`, `rollout` or `watch`.
         doc: the DAG file's docstring: what the DAG does and what to do when it fails.
         schedule: timetable, or None for a DAG that others start.
         params: what a person or another DAG may pass in.

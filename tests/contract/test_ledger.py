@@ -22,7 +22,7 @@ from perennial.stores import database as tables
 from perennial.stores.chain import hash_entry
 from perennial.stores.database import make_engine, upgrade
 from perennial.stores.ledger import SqlLedger
-from perennial.stores.ports import Ledger
+from perennial.stores.ports import Lease, Ledger
 
 NOW = datetime(2013, 6, 10, 4, 0, 0, 123456, tzinfo=timezone(timedelta(hours=-4)))
 RUN = RunLink("run-1", dag_id="flight_delay_monitor", task_id="decide", url="http://127.0.0.1:8080/x?a=b&c")
@@ -278,6 +278,84 @@ def test_a_lease_is_its_holders_until_it_is_given_back(ledger: SqlLedger) -> Non
     ledger.release("flight_delay", "retrain", "run-1")
     ledger.release("flight_delay", "retrain", "run-1")
     assert ledger.claim("flight_delay", "retrain", "run-2", NOW)
+
+
+def silent(ledger: SqlLedger, alive_at: str | None) -> None:
+    """Make every lease as old as that; None: from before leases had signs of life."""
+    with ledger._writer.begin() as connection:
+        connection.execute(sa.update(tables.leases).values(alive_at=alive_at))
+
+
+def seize(ledger: SqlLedger, lease: Lease, holder: str) -> bool:
+    return ledger.seize(
+        "flight_delay",
+        "retrain",
+        lease,
+        holder,
+        kind="retrain",
+        subject=lease.holder,
+        verdict="EXPIRED",
+        as_of=NOW,
+        body={"reason": "it is dead"},
+        run=RUN,
+    )
+
+
+def test_a_lease_says_for_how_long_its_holder_has_been_silent(ledger: SqlLedger) -> None:
+    assert ledger.lease("flight_delay", "retrain") is None
+    ledger.claim("flight_delay", "retrain", "run-1", NOW, process="here")
+    lease = ledger.lease("flight_delay", "retrain")
+    assert lease is not None
+    assert (lease.holder, lease.process) == ("run-1", "here")
+    assert timedelta(0) <= lease.silence < timedelta(minutes=10)
+    silent(ledger, "2020-01-01T00:00:00.000+00:00")
+    # another's claim is no sign of life
+    assert not ledger.claim("flight_delay", "retrain", "run-2", NOW)
+    lease = ledger.lease("flight_delay", "retrain")
+    assert lease is not None
+    assert lease.silence > timedelta(days=365)
+    for sign in (
+        lambda: ledger.give_sign("flight_delay", "retrain", "run-1"),
+        lambda: ledger.claim("flight_delay", "retrain", "run-1", NOW),
+    ):
+        silent(ledger, "2020-01-01T00:00:00.000+00:00")
+        assert sign()
+        lease = ledger.lease("flight_delay", "retrain")
+        assert lease is not None
+        assert lease.silence < timedelta(minutes=10)
+    assert not ledger.give_sign("flight_delay", "retrain", "run-2")
+
+
+def test_the_silence_of_a_lease_from_before_begins_when_somebody_looks(ledger: SqlLedger) -> None:
+    ledger.claim("flight_delay", "retrain", "run-1", NOW)
+    silent(ledger, None)
+    lease = ledger.lease("flight_delay", "retrain")
+    assert lease is not None
+    assert lease.silence < timedelta(minutes=10)
+
+
+def test_of_many_that_take_over_a_lease_one_does_and_the_entry_is_written_once(ledger: SqlLedger) -> None:
+    ledger.claim("flight_delay", "retrain", "dead", NOW)
+    silent(ledger, "2020-01-01T00:00:00.000+00:00")
+    lease = ledger.lease("flight_delay", "retrain")
+    assert lease is not None
+    with ThreadPoolExecutor(10) as pool:
+        won = list(pool.map(lambda n: seize(ledger, lease, f"run-{n}"), range(20)))
+    assert sum(won) == 1
+    assert ledger.holder("flight_delay", "retrain") == f"run-{won.index(True)}"
+    assert [entry.verdict for entry in ledger.entries("flight_delay")] == ["EXPIRED"]
+    assert ledger.verify("flight_delay") == 1
+
+
+def test_a_lease_whose_holder_gave_a_sign_meanwhile_is_not_taken_over(ledger: SqlLedger) -> None:
+    ledger.claim("flight_delay", "retrain", "slow", NOW)
+    silent(ledger, "2020-01-01T00:00:00.000+00:00")
+    lease = ledger.lease("flight_delay", "retrain")
+    assert lease is not None
+    assert ledger.give_sign("flight_delay", "retrain", "slow")
+    assert not seize(ledger, lease, "run-2")
+    assert ledger.holder("flight_delay", "retrain") == "slow"
+    assert ledger.entries("flight_delay") == ()
 
 
 # --- tampering -------------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from airflow.serialization.encoders import encode_timetable
 from perennial.spec import Schedule, load_specs, ticks
 from perennial_airflow.timetable import PartitionTimetable
 
-WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout")
+WORKFLOWS = ("score", "monitor", "drift_sensor", "retrain", "rollout", "watch")
 HEAVY = ("pandas", "pyarrow", "mlflow", "sklearn", "evidently", "great_expectations", "deltalake", "scipy", "numpy")
 
 
-def test_every_good_spec_makes_five_dags_and_no_file_has_an_error(dagbag: Any) -> None:
+def test_every_good_spec_makes_six_dags_and_no_file_has_an_error(dagbag: Any) -> None:
     good, bad = load_specs()
     assert not bad
     assert not dagbag.import_errors

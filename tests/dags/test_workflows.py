@@ -1,4 +1,4 @@
-"""The five DAGs run by Airflow's own task runner with the real loop: Delta tables, a SQLite ledger, MLflow on SQLite.
+"""The six DAGs run by Airflow's own task runner with the real loop: Delta tables, a SQLite ledger, MLflow on SQLite.
 
 The made model lives through a change at day 3; see `tests/support/made_model.py` and the homes in `conftest.py`.
 """
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import sqlalchemy as sa
 from made_model import START, MadeModel
 from scheduler import Run, Scheduler
 from slack_server import Slack
@@ -35,6 +36,7 @@ from perennial.records import (
     Verdict,
     to_json,
 )
+from perennial.stores.database import leases
 from perennial.stores.open import open_stores
 from perennial.stores.ports import RETRAIN_LEASE, Stores
 
@@ -56,7 +58,6 @@ def written(stores: Stores, run: Run) -> list[tuple[str | None, str, str]]:
 
 def events_of(run: Run) -> list[tuple[str, str | None, Any]]:
     """Asset events of a run: asset, partition key, extra."""
-    import sqlalchemy as sa
     from airflow.models.asset import AssetEvent, AssetModel
     from airflow.settings import Session
 
@@ -391,6 +392,33 @@ def test_a_failed_retrain_gives_its_own_lease_back_and_nobody_elses(
     assert stores.ledger.holder("made", RETRAIN_LEASE) == "another"
 
 
+def orphaned(stores: Stores) -> None:
+    """The lease of a run that was killed in 2020."""
+    assert stores.ledger.claim("made", RETRAIN_LEASE, "dead-run", START)
+    with stores.ledger._writer.begin() as connection:  # type: ignore[attr-defined]
+        connection.execute(sa.update(leases).values(alive_at="2020-01-01T00:00:00.000+00:00"))
+
+
+def test_the_lease_of_a_dead_run_is_taken_over_and_told(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("harmed", gate={"min_rows": 100_000})
+    orphaned(stores)
+    run = scheduler.run(made, "retrain", conf=asked(made))
+    assert run.state == "success"
+    assert written(stores, run)[0] == ("freeze", "retrain", "EXPIRED")
+    assert slack.headlines[:2] == ["Lease taken over", "Retrain started"]
+    assert "run dead-run: it gave no sign of life for " in slack.posts[0][1]["text"]
+
+
+def test_what_stands_still_is_told_once_a_day(scheduler: Scheduler, live_in: LiveIn, slack: Slack) -> None:
+    made, stores = live_in("champion")
+    assert scheduler.run(made, "watch").state == "success"
+    assert slack.posts == []
+    orphaned(stores)
+    assert written(stores, scheduler.run(made, "watch")) == [("look", "watch", "STUCK")]
+    assert scheduler.run(made, "watch").state == "success"
+    assert slack.headlines == ["Retrain stuck"]
+
+
 # --- rollout ---------------------------------------------------------------------------------------------------------
 
 STAGES = ("serve_5_percent", "serve_25_percent", "serve_50_percent", "serve_100_percent")
@@ -610,7 +638,9 @@ def test_a_person_sends_a_sleeping_rollout_on_and_its_run_ends_with_it(
     made, stores = live_in("admitted")
 
     def sent_on(stores: Stores, number: int) -> None:
-        rollout.advance(made.context(stores, made.day(HARMED).end, f"a shell {number}"), "we know better")
+        leave = (None, 0.25, 0.5, 1.0)[number]
+        context = made.context(stores, made.day(HARMED).end, f"a shell {number}")
+        rollout.advance(context, "we know better", leave=leave)
 
     with while_the_stages_sleep(made, sent_on):
         run = scheduler.run(made, "rollout", conf={"version": "2"})

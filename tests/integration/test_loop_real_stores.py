@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,9 @@ from pathlib import Path
 import pytest
 from made_model import MadeModel, settings_in, write_model
 from states import outcome_of, rows_of, state_of
+from typer.testing import CliRunner
 
+from perennial.cli import app
 from perennial.loop import rollout
 from perennial.stores.lake import DeltaLake
 from perennial.stores.open import open_stores
@@ -121,20 +122,22 @@ def test_on_real_stores_a_second_run_of_a_day_changes_nothing(due: tuple[MadeMod
     assert outcome_of(stores) == before
 
 
-def test_a_promotion_killed_between_ledger_and_aliases_is_whole_after_a_reconcile(
-    due: tuple[MadeModel, Stores],
+def test_a_promotion_killed_between_ledger_and_aliases_is_finished_by_the_command_that_is_typed_again(
+    due: tuple[MadeModel, Stores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, stores = due
     stores.close()
     command = [sys.executable, "-c", PROMOTES, str(made.spec.folder / "spec.yaml"), made.day(LAST).end.isoformat()]
     settings = made.settings
-    environment = os.environ | {
+    for name, value in {
         "PERENNIAL_HOME": str(settings.home),
         "PERENNIAL_LAKE": settings.lake,
         "PERENNIAL_LEDGER": settings.ledger,
+        "PERENNIAL_MODELS": str(made.spec.folder.parent),
         "MLFLOW_TRACKING_URI": settings.mlflow,
-    }
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    }.items():
+        monkeypatch.setenv(name, value)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "between\n"
         process.send_signal(signal.SIGKILL)
@@ -144,8 +147,11 @@ def test_a_promotion_killed_between_ledger_and_aliases_is_whole_after_a_reconcil
     assert (now.champion, now.challenger, now.split) == ("2", None, 0.0)
     assert stores.ledger.verify("made") == len(stores.ledger.entries("made"))
     assert stores.registry.aliases("made") == {"champion": "1", "challenger": "2"}
+    typed = CliRunner().invoke(app, ["rollout", "made"])
+    assert typed.exit_code == 0, typed.output
+    assert "Finished what was begun before: MLflow's aliases of 'made' say challenger 2, champion 1" in typed.stderr
+    assert "the rollout of made has ended: PROMOTE" in typed.stdout
     context = made.context(stores, made.day(LAST).end, "rollout-1")
-    rollout.reconcile(context)
     assert stores.registry.aliases("made") == {"champion": "2"}
     # and the task that was killed, run again, tells the same end
     before = state_of(stores)

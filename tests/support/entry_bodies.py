@@ -22,6 +22,7 @@ from perennial.records import (
     SupersededBody,
     ValidationBody,
     Verdict,
+    WatchBody,
 )
 
 #: what the entries of a kind hold; where a verdict stands beside it, those of this verdict
@@ -44,6 +45,7 @@ BODIES: dict[tuple[Kind, str | None], type[Body | Decision]] = {
     (Kind.ROLLOUT, None): Decision,
     (Kind.DEPLOYMENT, Event.SUPERSEDED): SupersededBody,
     (Kind.OVERRIDE, None): OverrideBody,
+    (Kind.WATCH, None): WatchBody,
     (Kind.OVERRIDE, Verdict.ADVANCE): AdvanceBody,
     (Kind.OVERRIDE, Verdict.PROMOTE): AdvanceBody,
 }

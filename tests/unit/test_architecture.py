@@ -177,7 +177,7 @@ def test_the_limit_of_lines_names(source: str, named: list[str]) -> None:
 
 
 def test_there_is_a_dag_file_for_each_workflow() -> None:
-    workflows = {"score", "monitor", "drift_sensor", "retrain", "rollout"}
+    workflows = {"score", "monitor", "drift_sensor", "retrain", "rollout", "watch"}
     assert workflows <= {file.stem for file in DAG_FILES}
     assert workflows <= {file.stem for file in (PROJECT / "include" / "perennial" / "loop").iterdir()}
 

@@ -471,11 +471,20 @@ def test_the_steps_of_the_loop_from_the_shell(stores: Stores, home: Path) -> Non
     assert "stage 1 at 5%: HOLD" in done("rollout", "parcels", *later)
     assert "Missing option '--reason'" in done("advance", "parcels", code=2)
     assert "version 2 serves 25%" in done("advance", "parcels", "--reason", "a test", *later)
-    assert "version 2 serves 50%" in done("advance", "parcels", "--reason", "a test", *later)
+    again = done("advance", "parcels", "--reason", "a test", *later)
+    assert "nothing was changed. version 2 serves 25% since 2025-03-11 00:00 UTC" in again
+    assert "To send it on, to 50%: perennial advance parcels --from 25% --reason ..." in again
+    assert "version 2 serves 50%" in done("advance", "parcels", "--reason", "a test", "--from", "25%", *later)
+    assert "has not come to 75%" in done("advance", "parcels", "--reason", "a test", "--from", "0.75", code=1)
+    assert "'much' is no share" in done("advance", "parcels", "--reason", "a test", "--from", "much", code=2)
     assert "ends by 2025-" in done("status")
     assert "version 1 serves alone, 2 is out" in done("rollback", "parcels", "--reason", "a test")
     assert "no rollout of 'parcels' is under way" in done("advance", "parcels", "--reason", "a test", code=1)
-    assert "nothing to roll back to" in done("rollback", "parcels", code=1)
+    again = done("rollback", "parcels")
+    assert "nothing was changed. version 1 serves since" in again
+    assert "To go back further" not in again
+    assert "nothing to roll back to" in done("rollback", "parcels", "--from", "1", code=1)
+    assert "version '9' of 'parcels' has never served" in done("rollback", "parcels", "--from", "9", code=1)
     assert "nobody holds the lease" in done("retrain", "parcels", "--abandon")
     stores.ledger.claim("parcels", "retrain", "dead-run", NOW)
     assert "dead-run is under way" in done("retrain", "parcels", code=1)

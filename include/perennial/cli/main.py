@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from perennial.cli import ledger, loop, replay, shell, specs, status
+from perennial.cli import doctor, ledger, loop, replay, shell, specs, status
 from perennial.errors import PerennialError, explained
 
 
@@ -32,5 +32,5 @@ app = typer.Typer(
     help="Keeps production models healthy. Start with `perennial new NAME`, then `check NAME`, then `replay NAME`.",
 )
 # in the order in which a person needs them
-for group in (specs, replay, status, loop, ledger):
+for group in (specs, replay, status, loop, doctor, ledger):
     group.add_to(app)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from perennial.context import TaskContext
+    from perennial.loop.recovery import Difference
     from perennial.records import Partition, RunLink
     from perennial.settings import Settings
     from perennial.spec import ModelSpec
@@ -78,16 +81,34 @@ def batch_context(model: str, command: str, key: str | None, as_of: str | None) 
     spec, moment, now = spec_of(model), moment_of(as_of), datetime.now(UTC)
     partition = spec.schedule.partition_of_key(key) if key else spec.schedule.newest_complete(moment or now)
     moment = moment or spec.schedule.as_of(partition, now)
-    return TaskContext(spec, stores_now(), settings_now(), run_of(command), moment), partition
+    context = TaskContext(spec, stores_now(), settings_now(), run_of(command), moment)
+    _finish(context)
+    return context, partition
 
 
-def model_context(model: str, command: str, as_of: str | None) -> TaskContext:
-    """What a command without a batch works with."""
+def model_context(model: str, command: str, as_of: str | None, *, finish: bool = True) -> TaskContext:
+    """What a command without a batch works with; without `finish` it only looks."""
     from perennial.context import TaskContext, present
 
     spec, stores, moment = spec_of(model), stores_now(), moment_of(as_of)
     moment = moment or present(spec, stores.ledger, datetime.now(UTC))
-    return TaskContext(spec, stores, settings_now(), run_of(command), moment)
+    context = TaskContext(spec, stores, settings_now(), run_of(command), moment)
+    if finish:
+        _finish(context)
+    return context
+
+
+def _finish(context: TaskContext) -> None:
+    """Every command begins by finishing what a killed one has begun."""
+    from perennial.loop import recovery
+
+    say_finished(recovery.finish(context))
+
+
+def say_finished(mended: Iterable[Difference]) -> None:
+    """Tell a person what was mended before the command began, beside what the command itself prints."""
+    for difference in mended:
+        typer.echo(f"Finished what was begun before: {difference.text}.", err=True)
 
 
 def run_of(command: str) -> RunLink:

@@ -45,6 +45,7 @@ OUTCOMES: dict[tuple[str, str], Outcome] = {
     (Kind.OVERRIDE, Verdict.PROMOTE): Outcome.PROMOTED,
     (Kind.OVERRIDE, Verdict.ROLL_BACK): Outcome.ROLLED_BACK,
     (Kind.RETRAIN, Event.FAILED): Outcome.FAILED,
+    (Kind.RETRAIN, Event.EXPIRED): Outcome.FAILED,
 }
 #: kinds and verdicts of the entries that tell of retrains; all others, which are by far the most, are not read
 _TOLD_BY = frozenset({Kind.RETRAINING, Kind.DEPLOYMENT, *(kind for kind, _ in OUTCOMES)})

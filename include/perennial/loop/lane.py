@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from perennial.context import TaskContext
-from perennial.records import Deployment, Event, Figure, Kind, LedgerEntry, OpenedBody, ScoringBody, paired_slice
-from perennial.stores.ports import RETRAIN_LEASE, Ledger
+from perennial.loop.process import has_died
+from perennial.records import (
+    Deployment,
+    Event,
+    Figure,
+    Kind,
+    LedgerEntry,
+    OpenedBody,
+    ScoringBody,
+    Verdict,
+    paired_slice,
+)
+from perennial.stores.ports import RETRAIN_LEASE, Lease, Ledger
+
+#: gate entries among which that of the lease's holder is looked for: one retrain at a time writes them
+_NEWEST = 3
 
 
 def occupied_by(context: TaskContext) -> str | None:
@@ -20,8 +34,32 @@ def occupied_by(context: TaskContext) -> str | None:
     now = ledger.deployment(context.model)
     if now is not None and now.rollout_id is not None and _is_young(context, now):
         return f"rollout {now.rollout_id}"
-    holder = ledger.holder(context.model, RETRAIN_LEASE)
-    return None if holder is None else f"run {holder}"
+    lease = ledger.lease(context.model, RETRAIN_LEASE)
+    return None if lease is None or has_expired(context, lease) else f"run {lease.holder}"
+
+
+def has_expired(context: TaskContext, lease: Lease) -> bool:
+    """Whether the next retrain may take over the lease: its run is known to be dead, or was silent for too long.
+
+    What was admitted waits for its rollout, often for a person's approval, and no process stands behind it: it may wait
+    for as long as a rollout may last. What its gate knew is then older than any rollout's evidence.
+    """
+    if admitted_by(context, lease.holder) is None:
+        return has_died(lease.process) or lease.silence > context.spec.lease
+    return lease.silence > (context.spec.rollout_plan.max_age or timedelta.max)
+
+
+def admitted_by(context: TaskContext, holder: str) -> LedgerEntry | None:
+    """The gate's entry that admitted a run's challenger; None: it was not judged yet, or refused.
+
+    Before the first champion there is none: what is admitted then serves at once, and waits for nobody.
+    """
+    if context.stores.ledger.deployment(context.model) is None:
+        return None
+    for entry in reversed(context.stores.ledger.entries(context.model, kind=Kind.PROMOTION, newest=_NEWEST)):
+        if entry.run.run_id == holder:
+            return entry if entry.verdict == Verdict.ADMIT else None
+    return None
 
 
 def opening(ledger: Ledger, model: str, rollout_id: str) -> LedgerEntry:

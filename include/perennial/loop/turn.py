@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from perennial.context import TaskContext
 from perennial.loop import drift_sensor, monitor, retrain, rollout, score
+from perennial.loop.process import own_process
 from perennial.records import (
     Deployment,
     GateResult,
@@ -66,13 +67,14 @@ def retrain_once(
 ) -> Retrained:
     """Freeze, train and gate. Whatever stops it in between, Ctrl-C too, gives the lease back.
 
+    After a kill it goes on where it was, if it is run again under the same run id.
     `on_frozen` hears of the snapshot before the fit, which may take hours.
 
     Raises:
         LeaseTaken: another retrain or rollout is under way.
         TrainingError: too few rows, or the pipeline refused them.
     """
-    snapshot = retrain.freeze(context, reason, change_partition)
+    snapshot = retrain.freeze(context, reason, change_partition, process=own_process())
     on_frozen(snapshot)
     with retrain.abandoned_on_error(context):
         mlflow_run_id = retrain.train(context, snapshot)

@@ -23,6 +23,7 @@ from perennial.records.bodies import (
     StageBody,
     SupersededBody,
     ValidationBody,
+    WatchBody,
 )
 from perennial.records.conclusion import (
     Conclusion,
@@ -158,6 +159,7 @@ __all__ = [
     "ValidationReport",
     "ValidationResult",
     "Verdict",
+    "WatchBody",
     "canonical",
     "concluded",
     "digest",

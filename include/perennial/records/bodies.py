@@ -112,7 +112,7 @@ class HealthBody(Body):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainBody(Body):
-    """Kind `retrain`, SKIPPED or FAILED."""
+    """Kind `retrain`, SKIPPED, FAILED or EXPIRED."""
 
     reason: str
     #: who holds or held the lease
@@ -212,3 +212,12 @@ class OverrideBody(Body):
     replaced: str
     #: entries from before formats hold their key here too
     key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchBody(Body):
+    """Kind `watch`, STUCK."""
+
+    #: `lease`, `approval`, `rollout`, `batches`, `quarantine` or `labels`
+    what: str
+    reason: str

@@ -22,7 +22,7 @@ class Kind(StrEnum):
     HEALTH = "health"
     #: decision of the retraining rule
     RETRAINING = "retraining"
-    #: a retrain was skipped, or failed
+    #: a retrain was skipped, failed, or lost its lease
     RETRAIN = "retrain"
     #: the rows of a retrain were frozen
     SNAPSHOT = "snapshot"
@@ -38,6 +38,8 @@ class Kind(StrEnum):
     ROLLOUT = "rollout"
     #: a person's word
     OVERRIDE = "override"
+    #: something stands still for longer than its plan
+    WATCH = "watch"
 
 
 #: kinds whose entries hold the decision of a rule
@@ -75,6 +77,10 @@ class Event(StrEnum):
     SKIPPED = "SKIPPED"
     #: retrain: it ended without a verdict of the gate, or its rollout was not opened
     FAILED = "FAILED"
+    #: retrain: it gave no sign of life, and another one has taken over its lease
+    EXPIRED = "EXPIRED"
+    #: watch
+    STUCK = "STUCK"
     #: snapshot
     FROZEN = "FROZEN"
     #: measurement: figures were written

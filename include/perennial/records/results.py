@@ -115,6 +115,10 @@ class AdvanceResult(Result):
     stage: int
     split: float
     reason: str
+    #: when it was done before, where nothing was changed now; `entry` and `reason` are of then
+    since: datetime | None = None
+    #: then: what would come next, a share or `champion`
+    further: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +128,7 @@ class RollbackResult(Result):
     champion: str
     replaced: str
     reason: str
+    #: when it was done before, where nothing was changed now; `entry` and `reason` are of then
+    since: datetime | None = None
+    #: then: the champion that a further rollback would bring back; None: there is none
+    further: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,6 +22,8 @@ from perennial.spec.schedule import Schedule
 from perennial.spec.source import Features, Label, Source
 from perennial.spec.text import KeyPath
 
+#: a retry of an Airflow task waits for ten minutes at most, and a queue may be long; no look comes later than a day
+_SHORTEST_LEASE, _LONGEST_LEASE = timedelta(hours=1), timedelta(days=1)
 NAME = r"^[a-z][a-z0-9_]*$"
 #: Columns that Perennial itself writes beside a team's own.
 RESERVED_COLUMNS = frozenset(
@@ -182,6 +185,11 @@ class ModelSpec(Section):
     def rollout_plan(self) -> Rollout:
         """`rollout` with what follows from the schedule and the labels filled in."""
         return self.rollout.planned(self.schedule.cadence, self.label.delay)
+
+    @property
+    def lease(self) -> timedelta:
+        """`training.lease`, derived where the spec has none."""
+        return self.training.lease or min(max(self.schedule.cadence, _SHORTEST_LEASE), _LONGEST_LEASE)
 
     def paths_of(self, column: str) -> tuple[KeyPath, ...]:
         """The keys that may name `column`, the likeliest first."""

@@ -87,6 +87,10 @@ class Training(Section):
     min_rows: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[500])
     """Rows with labels that a fit needs at least. Derived where it is absent: 30, so that a window and its holdout can
     be had from 60 rows."""
+    lease: Width | None = Field(default=None, examples=["6h"])
+    """How long a retrain keeps others out without a sign of life. A run gives one every minute while it works, and none
+    between the tasks of its DAG. Then the next retrain takes its place, and people hear of it. Derived where it is
+    absent: a batch, an hour at least and a day at most, so that a dead run costs about one look."""
     # numpy takes 32 bits
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, examples=[20250106])
     """Seed of every random draw of a fit, so that a fit can be repeated."""

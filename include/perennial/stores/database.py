@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from perennial.errors import LedgerError, without_secrets
 
 #: the newest migration in `migrations/versions`; a database at it is not touched by `upgrade`
-REVISION = "0001"
+REVISION = "0002"
 #: Alembic's own table; named so that it never meets another program's `alembic_version`
 VERSION_TABLE = "ledger_version"
 #: seconds a writer waits for another one, and a step for a server; a write takes milliseconds: only a stuck process is
@@ -95,6 +95,10 @@ leases = sa.Table(
     sa.Column("purpose", sa.Text, primary_key=True),
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("as_of", sa.Text, nullable=False),
+    #: the holder's last sign of life, by the database's clock: machines' clocks differ
+    sa.Column("alive_at", sa.Text),
+    #: the process that is the whole run, see `loop/process.py`; empty: nobody says
+    sa.Column("process", sa.Text),
 )
 
 
@@ -127,6 +131,13 @@ def checked_url(url: str | sa.URL, what: str, backends: tuple[str, ...]) -> sa.U
             f"the address of {what} needs a driver that is missing ({error}): {url!s}. {example}"
         ) from error
     raise LedgerError(f"the address of {what} is that of {backend}, usable are {', '.join(backends)}. {example}")
+
+
+def clock(dialect: str) -> sa.ColumnElement[str]:
+    """The database's clock as ISO text in UTC."""
+    if dialect == "sqlite":
+        return sa.func.strftime("%Y-%m-%dT%H:%M:%f+00:00", "now")
+    return sa.func.to_char(sa.func.timezone("UTC", sa.func.clock_timestamp()), 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
 
 
 def make_engine(url: str | sa.URL, *, wait_seconds: float = WAIT_SECONDS, **options: Any) -> sa.Engine:

@@ -43,6 +43,7 @@ from perennial.stores.chain import (
 )
 from perennial.stores.database import (
     chain_heads,
+    clock,
     decisions,
     deployments,
     leases,
@@ -50,7 +51,7 @@ from perennial.stores.database import (
     unreachable,
     utc_text,
 )
-from perennial.stores.ports import NewEntry
+from perennial.stores.ports import Lease, NewEntry
 
 if TYPE_CHECKING:
     from perennial.stores.heads import Heads
@@ -69,6 +70,7 @@ class SqlLedger:
             engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        self._now = clock(engine.dialect.name)
 
     def close(self) -> None:
         """Close the connections; see `ports.Ledger.close`."""
@@ -290,22 +292,61 @@ class SqlLedger:
 
     # --- leases ------------------------------------------------------------------------------------------------
 
-    def claim(self, model: str, purpose: str, holder: str, as_of: datetime) -> bool:
+    def claim(self, model: str, purpose: str, holder: str, as_of: datetime, *, process: str = "") -> bool:
         """Take the single-flight lease in one statement; see `ports.Ledger.claim`."""
-        insert = self._insert(leases).values(model=model, purpose=purpose, holder=holder, as_of=utc_text(as_of))
-        # the update changes nothing: it makes the statement return who has the lease, whoever it is
+        insert = self._insert(leases).values(
+            model=model, purpose=purpose, holder=holder, as_of=utc_text(as_of), alive_at=self._now, process=process
+        )
+        own = leases.c.holder == insert.excluded.holder
+        # what another one holds stays as it is: the update makes the statement return who has the lease, whoever it is
         kept = insert.on_conflict_do_update(
-            index_elements=list(leases.primary_key), set_={"holder": leases.c.holder}
+            index_elements=list(leases.primary_key),
+            set_={
+                name: sa.case((own, insert.excluded[name]), else_=leases.c[name])
+                for name in ("holder", "alive_at", "process")
+            },
         ).returning(leases.c.holder)
         with self._open(self._writer) as connection:
             current: str = connection.execute(kept).scalar_one()
             return current == holder
 
+    def give_sign(self, model: str, purpose: str, holder: str) -> bool:
+        """Say that the holder lives; see `ports.Ledger.give_sign`."""
+        with self._open(self._writer) as connection:
+            said = connection.execute(sa.update(leases).where(_held(model, purpose, holder)).values(alive_at=self._now))
+            return said.rowcount == 1
+
+    def lease(self, model: str, purpose: str) -> Lease | None:
+        """Who has the lease; see `ports.Ledger.lease`."""
+        of_model = (leases.c.model == model) & (leases.c.purpose == purpose)
+        query = sa.select(leases.c.holder, leases.c.alive_at, leases.c.process, self._now.label("now")).where(of_model)
+        with self._open(self._reader) as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        if row.alive_at is None:
+            self.give_sign(model, purpose, row.holder)
+            return self.lease(model, purpose)
+        silence = datetime.fromisoformat(row.now) - datetime.fromisoformat(row.alive_at)
+        return Lease(row.holder, silence, row.process or "", row.alive_at)
+
+    def seize(self, model: str, purpose: str, lease: Lease, holder: str, **entry: Unpack[NewEntry]) -> bool:
+        """Compare-and-set with its entry in one transaction; see `ports.Ledger.seize`."""
+        silent = _held(model, purpose, lease.holder) & (leases.c.alive_at == lease.alive_at)
+        with self._open(self._writer) as connection:
+            head = self._lock(connection, model)
+            taken = sa.update(leases).where(silent).values(holder=holder, alive_at=self._now, process="")
+            if connection.execute(taken).rowcount != 1:
+                return False
+            sealed = seal(head, model=model, **entry)
+            self._write(connection, sealed)
+        self._witnessed(sealed)
+        return True
+
     def release(self, model: str, purpose: str, holder: str) -> None:
         """Give the lease back; see `ports.Ledger.release`."""
-        own = (leases.c.model == model) & (leases.c.purpose == purpose) & (leases.c.holder == holder)
         with self._open(self._writer) as connection:
-            connection.execute(sa.delete(leases).where(own))
+            connection.execute(sa.delete(leases).where(_held(model, purpose, holder)))
 
     def holder(self, model: str, purpose: str) -> str | None:
         """Who has the lease; see `ports.Ledger.holder`."""
@@ -336,6 +377,10 @@ class SqlLedger:
         check_against(model, entries, against)
         check_measurements(model, entries, figures.of_model(connection, model))
         return checked
+
+
+def _held(model: str, purpose: str, holder: str) -> sa.ColumnElement[bool]:
+    return (leases.c.model == model) & (leases.c.purpose == purpose) & (leases.c.holder == holder)
 
 
 def _of_kind(query: sa.Select[Any], kind: str | Collection[str] | None) -> sa.Select[Any]:

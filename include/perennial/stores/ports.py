@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, Self, TypedDict, Unpack
 
@@ -95,6 +95,19 @@ class Lake(Protocol):
     def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
         """Rows per partition key, from the table's log, without reading data."""
         ...
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who has a lease, and for how long nothing was heard of it."""
+
+    holder: str
+    #: since the holder's last sign of life, by the database's clock
+    silence: timedelta
+    #: the process that is the whole run; empty: nobody says
+    process: str
+    #: the last sign of life as it is stored: what `seize` compares
+    alive_at: str
 
 
 class NewEntry(TypedDict):
@@ -205,8 +218,27 @@ class Ledger(Hashable, Protocol):
         """Newest `as_of` of each (partition, name, version, slice), ordered by partition; `since`: from that one on."""
         ...
 
-    def claim(self, model: str, purpose: str, holder: str, as_of: datetime) -> bool:
-        """Take the single-flight lease; True also where `holder` has it already, False where another has."""
+    def claim(self, model: str, purpose: str, holder: str, as_of: datetime, *, process: str = "") -> bool:
+        """Take the single-flight lease; True also where `holder` has it already, False where another has.
+
+        A claim is a sign of life. `process` names the process that is the whole run, where one is.
+        """
+        ...
+
+    def give_sign(self, model: str, purpose: str, holder: str) -> bool:
+        """Say that the holder lives; False where it does not have the lease any more."""
+        ...
+
+    def lease(self, model: str, purpose: str) -> Lease | None:
+        """Who has the lease, and since when nothing was heard; the silence of a lease from before begins now."""
+        ...
+
+    def seize(self, model: str, purpose: str, lease: Lease, holder: str, **entry: Unpack[NewEntry]) -> bool:
+        """Give the lease of a dead run to `holder` and write the entry that says so, in one transaction.
+
+        False, and nothing is written, where the run has given a sign of life since `lease` was read, or another one has
+        taken it over.
+        """
         ...
 
     def release(self, model: str, purpose: str, holder: str) -> None:

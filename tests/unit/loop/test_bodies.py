@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from entry_bodies import BODIES, body_of
 from made_model import MadeModel
 
 from perennial.errors import LedgerError
-from perennial.loop import retrain, rollout
+from perennial.loop import retrain, rollout, watch
 from perennial.measures import quality
 from perennial.records import (
     Body,
@@ -22,6 +23,7 @@ from perennial.records import (
     StageBody,
     to_json,
 )
+from perennial.stores.database import leases
 from perennial.stores.ports import Stores
 
 World = Callable[[str], Stores]
@@ -34,6 +36,10 @@ def test_every_kind_of_entry_has_its_body_and_is_read_as_it_was_written(made: Ma
     assert stores.ledger.claim("made", "retrain", "dead", context.as_of)
     retrain.abandon(context, "the process was killed")
     rollout.roll_back(context, "harm was seen")
+    assert stores.ledger.claim("made", "retrain", "dead", context.as_of)
+    with stores.ledger._writer.begin() as connection:  # type: ignore[attr-defined]
+        connection.execute(sa.update(leases).values(alive_at="2020-01-01T00:00:00+00:00"))
+    assert watch.watch(context)
     entries = stores.ledger.entries("made")
     assert {entry.kind for entry in entries} == set(Kind) - {Kind.REUSE}
     for entry in entries:

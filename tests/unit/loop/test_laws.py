@@ -319,7 +319,7 @@ def test_a_team_s_pipeline_that_fails_leaves_no_version_and_no_rollout(own_made:
 def test_a_rollback_has_somewhere_to_go(made: MadeModel, world: World) -> None:
     stores = world("stable")
     before = state_of(stores)
-    with pytest.raises(LedgerError, match="has only ever had champion 1; there is nothing to roll back to"):
+    with pytest.raises(LedgerError, match="no champion before 1 that was not taken out itself"):
         rollout.roll_back(made.context(stores, made.day(2).end, "person"), "unsure")
     assert state_of(stores) == before
 

@@ -15,6 +15,7 @@ from perennial.errors import DeploymentConflict, LedgerError
 from perennial.loop import drift_sensor, lane, monitor, rollout, score, turn
 from perennial.records import (
     AdvanceBody,
+    AdvanceResult,
     Decision,
     Deployment,
     Event,
@@ -186,13 +187,15 @@ def test_a_batch_that_is_missing_before_newer_ones_is_known_to_be_missing(own_ma
 # --- a person's word -----------------------------------------------------------------------------------------------
 
 
-def advance(made: MadeModel, stores: Stores, run: str, reason: str = "we know better") -> object:
-    return rollout.advance(made.context(stores, made.day(FIRST).end, run), reason)
+def advance(
+    made: MadeModel, stores: Stores, run: str, reason: str = "we know better", leave: float | None = None
+) -> AdvanceResult:
+    return rollout.advance(made.context(stores, made.day(FIRST).end, run), reason, leave=leave)
 
 
 def test_a_person_sends_a_challenger_stage_by_stage_to_the_end(made: MadeModel, world: World) -> None:
     stores = world("opened")
-    went = [rollout.advance(made.context(stores, made.day(FIRST).end, f"person-{n}"), "go on") for n in range(4)]
+    went = [advance(made, stores, f"person-{n}", "go on", leave) for n, leave in enumerate((None, 0.25, 0.5, 1.0))]
     assert [(w.verdict, w.split) for w in went] == [
         ("ADVANCE", 0.25),
         ("ADVANCE", 0.5),
@@ -226,7 +229,10 @@ def test_the_same_run_again_goes_no_further_and_another_one_does(made: MadeModel
     before = state_of(stores)
     assert advance(made, stores, "person-1") == first
     assert state_of(stores) == before
-    advance(made, stores, "person-2")
+    # who types the command again may not know that the first one was done
+    assert advance(made, stores, "person-2").since is not None
+    assert state_of(stores) == before
+    advance(made, stores, "person-2", leave=0.25)
     assert now_of(stores).stage == 2
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,11 @@ from perennial.data.batches import accept_history
 from perennial.data.labels import collect_labels
 from perennial.data.snapshots import narrowed, read_snapshot, take_snapshot
 from perennial.decisions import promotion
-from perennial.errors import LeaseTaken, NotEnoughRows, explained
-from perennial.loop import artifacts, lane
+from perennial.errors import NotEnoughRows
+from perennial.loop import artifacts
 from perennial.loop.retrain.evaluation import evaluate, reference_profile
 from perennial.loop.retrain.former import returned_champion
+from perennial.loop.retrain.lease import abandoned_on_error, claim, kept_alive, require_lease
 from perennial.loop.retrain.windows import SINCE_CHANGE, ChosenWindow, choose_window
 from perennial.model import training
 from perennial.records import (
@@ -29,7 +28,6 @@ from perennial.records import (
     Kind,
     ModelVersion,
     PromotionEvidence,
-    RetrainBody,
     Snapshot,
     SnapshotBody,
     Trial,
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def freeze(context: TaskContext, reason: str, change_partition: str | None = None) -> Snapshot:
+def freeze(context: TaskContext, reason: str, change_partition: str | None = None, *, process: str = "") -> Snapshot:
     """Take the lease and name the rows to learn from; before the first champion, accept the history first.
 
     A second run finds the first one's snapshot, though the tables may have grown meanwhile.
@@ -52,14 +50,15 @@ def freeze(context: TaskContext, reason: str, change_partition: str | None = Non
         context: the model, and who retrains it when.
         reason: why; for the ledger.
         change_partition: key of the first partition after a change; the window policy `since_change` starts there.
+        process: the one that is the whole retrain, see `own_process`; empty: its steps are processes of their own.
 
     Raises:
         LeaseTaken: another retrain or rollout of this model is under way; the skip is in the ledger.
         NotEnoughRows: fewer labelled rows than `training.min_rows`.
     """
     spec = context.spec
-    deployment = _claim(context, reason)
-    with abandoned_on_error(context):
+    deployment = claim(context, reason, process)
+    with abandoned_on_error(context), kept_alive(context):
         first = spec.training.first_moment(spec.schedule.zone)
         if deployment is None:
             accept_history(context, min(context.as_of, spec.schedule.start))
@@ -92,30 +91,6 @@ def _learnt_until(context: TaskContext, deployment: Deployment | None) -> dateti
     return context.stores.registry.version(context.model, deployment.champion).snapshot.end
 
 
-def _claim(context: TaskContext, reason: str) -> Deployment | None:
-    """Take the single-flight lease; the present deployment.
-
-    Raises:
-        LeaseTaken: another retrain or rollout of this model is under way; the skip is in the ledger.
-    """
-    ledger, run_id = context.stores.ledger, context.run.run_id
-    # the lease first: a rollout that opens gives it back only after its deployment is there to be seen
-    claimed = ledger.claim(context.model, RETRAIN_LEASE, run_id, context.as_of)
-    deployment = ledger.deployment(context.model)
-    holder = lane.occupied_by(context)
-    if claimed and holder in {None, f"run {run_id}"}:
-        return deployment
-    if claimed:
-        ledger.release(context.model, RETRAIN_LEASE, run_id)
-    body = RetrainBody(reason=reason, holder=holder or "another run")
-    context.append(Kind.RETRAIN, run_id, Event.SKIPPED, body, key=f"skip:{run_id}")
-    msg = (
-        f"retrain of {context.model!r} by run {run_id} skipped: {body.holder} is under way. One at a time; when it is "
-        f"dead, free it with `perennial retrain {context.model} --abandon`."
-    )
-    raise LeaseTaken(msg)
-
-
 @dataclass(frozen=True)
 class _Fitted:
     """A challenger as it was fitted on the window."""
@@ -142,17 +117,18 @@ def train(context: TaskContext, snapshot: Snapshot) -> str:
         LakeError: the snapshot's rows are not what they were.
     """
     spec = context.spec
-    rows = read_snapshot(context, snapshot)
-    window, _ = _divide(context, snapshot, rows)
-    chosen = choose_window(context, snapshot, window)
-    snapshot = narrowed(context, snapshot, chosen.start)
-    rows, window = _since(spec, rows, chosen.start), _since(spec, window, chosen.start)
-    fitted = _fit(context, snapshot, window, chosen)
-    run = _training_run(context, snapshot, rows, fitted, chosen)
-    logged = context.stores.registry.log_run(run)
-    if run.evidence is not None:
-        artifacts.record_run(context, logged, run.evidence)
-    return logged.run_id
+    with kept_alive(context):
+        rows = read_snapshot(context, snapshot)
+        window, _ = _divide(context, snapshot, rows)
+        chosen = choose_window(context, snapshot, window)
+        snapshot = narrowed(context, snapshot, chosen.start)
+        rows, window = _since(spec, rows, chosen.start), _since(spec, window, chosen.start)
+        fitted = _fit(context, snapshot, window, chosen)
+        run = _training_run(context, snapshot, rows, fitted, chosen)
+        logged = context.stores.registry.log_run(run)
+        if run.evidence is not None:
+            artifacts.record_run(context, logged, run.evidence)
+        return logged.run_id
 
 
 def _training_run(
@@ -224,7 +200,12 @@ def _fit(context: TaskContext, snapshot: Snapshot, window: pd.DataFrame, chosen:
 
 
 def gate(context: TaskContext, mlflow_run_id: str) -> GateResult:
-    """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once."""
+    """Judge the challenger; an admitted one is registered with its evidence, the first one serves at once.
+
+    Raises:
+        LeaseTaken: another retrain has taken over the lease meanwhile, and this one was not judged yet.
+    """
+    require_lease(context, mlflow_run_id)
     registry = context.stores.registry
     evidence = artifacts.evidence_of(context, mlflow_run_id)
     decision = promotion.decide(evidence, context.spec.gate, None)
@@ -274,41 +255,6 @@ def _serve_first(context: TaskContext, version: str, result: GateResult) -> bool
     context.stores.registry.set_aliases(context.model, {"champion": now.champion, "challenger": now.challenger})
     ledger.release(context.model, RETRAIN_LEASE, context.run.run_id)
     return True
-
-
-def lease_holder(context: TaskContext) -> str | None:
-    """The run that holds the single-flight lease of this model's retrain; None where nobody does."""
-    return context.stores.ledger.holder(context.model, RETRAIN_LEASE)
-
-
-def abandon(context: TaskContext, reason: str, *, held_by: str | None = None) -> str | None:
-    """Give the lease back after a failure or a person's refusal, and say so in the ledger.
-
-    Args:
-        context: the model, and who gives up when.
-        reason: why; for the ledger.
-        held_by: only where this run holds it; None: whoever does.
-
-    Returns:
-        the run that held it; None where nothing was given back.
-    """
-    holder = lease_holder(context)
-    if holder is None or held_by not in {None, holder}:
-        return None
-    body = RetrainBody(reason=reason, holder=holder)
-    context.append(Kind.RETRAIN, holder, Event.FAILED, body, key=f"abandon:{holder}")
-    context.stores.ledger.release(context.model, RETRAIN_LEASE, holder)
-    return holder
-
-
-@contextmanager
-def abandoned_on_error(context: TaskContext) -> Iterator[None]:
-    """Give this run's lease back where the body fails, also on Ctrl-C: a lease that nobody frees stops all retrains."""
-    try:
-        yield
-    except BaseException as error:
-        abandon(context, explained(error), held_by=context.run.run_id)
-        raise
 
 
 def _take_snapshot(

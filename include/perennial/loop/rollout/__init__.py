@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perennial.loop.rollout.deployments import reconcile
+from perennial.loop.rollout.deployments import newest_change, reconcile, stage_due, wanted_aliases
 from perennial.loop.rollout.evidence import collect_evidence, evidence_marker, is_measured_since
 from perennial.loop.rollout.opening import first_share, open_rollout, require_approval, require_digest
 from perennial.loop.rollout.overrides import advance, roll_back
@@ -17,9 +17,12 @@ __all__ = [
     "first_share",
     "is_measured_since",
     "judge",
+    "newest_change",
     "open_rollout",
     "reconcile",
     "require_approval",
     "require_digest",
     "roll_back",
+    "stage_due",
+    "wanted_aliases",
 ]

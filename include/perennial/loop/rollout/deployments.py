@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from perennial.context import TaskContext
 from perennial.errors import LedgerError
-from perennial.records import Deployment
+from perennial.records import PROMOTED, ROLLED_BACK, Decision, Deployment, Event, Kind, LedgerEntry, Verdict
+
+#: kinds and verdicts of the entries that change who serves; a verdict ADVANCE changes it by the STAGE that follows it
+_CHANGES = frozenset({Kind.DEPLOYMENT, Kind.OVERRIDE, Kind.ROLLOUT})
+_CHANGING = frozenset(
+    {
+        *(Event.FIRST_CHAMPION, Event.OPENED, Event.STAGE, Event.SUPERSEDED),
+        *(Verdict.ADVANCE, *PROMOTED, *ROLLED_BACK),
+    }
+)
 
 
 def deployment_of(context: TaskContext) -> Deployment:
@@ -36,13 +45,42 @@ def of_rollout(context: TaskContext, rollout_id: str) -> Deployment:
     return now
 
 
+def newest_change(context: TaskContext) -> LedgerEntry | None:
+    """The entry that made the present deployment; None before the first champion."""
+    # of two neighbours one has a deployment, for a verdict ADVANCE has none and its STAGE follows
+    newest = context.stores.ledger.entries(context.model, kind=_CHANGES, verdict=_CHANGING, newest=4)
+    return next((entry for entry in reversed(newest) if entry.deployment is not None), None)
+
+
+def stage_due(context: TaskContext) -> int | None:
+    """The stage that the rollout under way was to enter and has not: a process died between the two entries."""
+    ledger = context.stores.ledger
+    now = ledger.deployment(context.model)
+    if now is None or now.rollout_id is None:
+        return None
+    if now.stage < 0:
+        return 0
+    for entry in ledger.entries(context.model, kind=Kind.ROLLOUT, subject=now.rollout_id, newest=1):
+        if entry.verdict == Verdict.ADVANCE and entry.read(Decision).statistics.get("stage") == now.stage:
+            return now.stage + 1
+    return None
+
+
+def wanted_aliases(now: Deployment) -> dict[str, str | None]:
+    """What MLflow's aliases must say."""
+    return {"champion": now.champion, "challenger": now.challenger}
+
+
 def reconcile(context: TaskContext) -> None:
     """Make the MLflow aliases say what the ledger says; mends a crash between the two. Reads back what it wrote."""
-    now = context.stores.ledger.deployment(context.model)
-    if now is None:
-        return
-    registry = context.stores.registry
-    wanted = {"champion": now.champion, "challenger": now.challenger}
-    aliases = registry.aliases(context.model)
-    if any(aliases.get(alias) != version for alias, version in wanted.items()):
+    registry, ledger = context.stores.registry, context.stores.ledger
+    now = ledger.deployment(context.model)
+    while now is not None:
+        wanted, aliases = wanted_aliases(now), registry.aliases(context.model)
+        if all(aliases.get(alias) == version for alias, version in wanted.items()):
+            return
         registry.set_aliases(context.model, wanted)
+        # whoever changed the deployment meanwhile may have set the aliases before this process did
+        before, now = now, ledger.deployment(context.model)
+        if before == now:
+            return

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable, without_secrets
 from perennial.stores.database import WAIT_SECONDS, patience
 from perennial.stores.registry.artifacts import is_absence
+from perennial.stores.registry.database import broken, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,13 +35,17 @@ class Connection:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's own client; importing the library takes seconds, so it is made when it is first needed."""
+        """MLflow's own client; importing the library takes seconds, so it is made when it is first needed.
+
+        So are the tables of a SQLite file.
+        """
         self._reach_database()
         _quieten(self._wait_seconds)
         # MLflow's own errors and logs print the address: a login in it is handed over as MLflow wants it instead
         os.environ.update(self._login)
         from mlflow import MlflowClient
 
+        make_database(self._uri)
         return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
     def _reach_database(self) -> None:
@@ -73,6 +78,8 @@ class Connection:
         try:
             yield
         except (MlflowException, requests.RequestException, sa.exc.SQLAlchemyError, OSError) as error:
+            if problem := broken(self.uri):
+                raise RegistryError(problem) from error
             cause: BaseException | None = error
             while cause is not None:
                 if isinstance(cause, (requests.RequestException, sa.exc.OperationalError)):
