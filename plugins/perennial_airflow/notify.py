@@ -10,18 +10,17 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
 
 from perennial.errors import BatchQuarantined, without_secrets
 from perennial.records import Event, Verdict
 from perennial.spec import ModelSpec
+from perennial_airflow.links import mlflow_model_url, reports_url, settings, status_url
 
 if TYPE_CHECKING:
     from airflow.providers.standard.operators.hitl import HITLOperator
     from airflow.sdk import Context
     from airflow.sdk.bases.notifier import BaseNotifier
 
-    from perennial.settings import Settings
 
 log = logging.getLogger(__name__)
 #: what Slack's own client says; it writes the webhook's whole address, by which anybody could post
@@ -381,7 +380,7 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
             """Send the alert with the address of the page where the answer is given."""
             operator = cast("HITLOperator", context["task"])
             where = operator.generate_link_to_ui(
-                task_instance=context["task_instance"], base_url=_settings().airflow_url
+                task_instance=context["task_instance"], base_url=settings().airflow_url
             )
             alert = Alert(
                 headline="Approval wanted",
@@ -394,28 +393,3 @@ def approval_wanted(spec: ModelSpec) -> BaseNotifier:
             send(spec, alert)
 
     return ApprovalWanted()
-
-
-# --- where to look --------------------------------------------------------------------------------------------------
-
-
-def _settings() -> Settings:
-    # reading the environment needs a library that no parse of a DAG file should wait for
-    from perennial.settings import Settings
-
-    return Settings()
-
-
-def status_url(spec: ModelSpec) -> str:
-    """The model's status page in the Airflow UI."""
-    return without_secrets(f"{_settings().airflow_url}/perennial/status/{quote(spec.name)}")
-
-
-def reports_url(spec: ModelSpec) -> str:
-    """The model's reports."""
-    return without_secrets(f"{_settings().airflow_url}/perennial/reports/{quote(spec.name)}")
-
-
-def mlflow_model_url(spec: ModelSpec) -> str:
-    """The model's versions in MLflow."""
-    return without_secrets(f"{_settings().mlflow_url}/#/models/{quote(spec.name)}")

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from perennial.records import DECISION_KINDS, LedgerEntry
 from perennial.spec import ModelSpec, load_specs
-from perennial_airflow import notify, wiring
+from perennial_airflow import links, wiring
 from perennial_airflow.workflow import dag_id
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def make_app() -> FastAPI:
             "decisions": decisions(spec, ledger),
             "reports": report_names(settings.reports / spec.name),
             "docs": (settings.reports / spec.name / "data_docs" / "index.html").exists(),
-            "mlflow": notify.mlflow_model_url(spec),
+            "mlflow": links.mlflow_model_url(spec),
             "dags": {name: f"{settings.airflow_url}/dags/{dag_id(spec.name, name)}" for name in WORKFLOWS},
         }
         return _templates.get_template("status.html").render(models=[summary(spec, ledger)], errors=[], detail=detail)

@@ -17,12 +17,22 @@ import pytest
 import sqlalchemy as sa
 
 from perennial.errors import DeploymentConflict, EvidenceError, LedgerError, LedgerTampered
-from perennial.records import Deployment, EntryHead, LedgerEntry, Measurement, RunLink, canonical, from_json, to_json
+from perennial.records import (
+    Deployment,
+    EntryHead,
+    Lease,
+    LedgerEntry,
+    Measurement,
+    RunLink,
+    canonical,
+    from_json,
+    to_json,
+)
 from perennial.stores import database as tables
 from perennial.stores.chain import hash_entry
 from perennial.stores.database import make_engine, upgrade
 from perennial.stores.ledger import SqlLedger
-from perennial.stores.ports import Lease, Ledger
+from perennial.stores.ports import Ledger
 
 NOW = datetime(2013, 6, 10, 4, 0, 0, 123456, tzinfo=timezone(timedelta(hours=-4)))
 RUN = RunLink("run-1", dag_id="flight_delay_monitor", task_id="decide", url="http://127.0.0.1:8080/x?a=b&c")

@@ -89,7 +89,7 @@ def test_a_locked_ledger_is_named_with_what_to_do(ledger_url: str) -> None:
     with holder.execution_options(writes=True).begin() as connection:
         if holder.dialect.name == "postgresql":
             connection.execute(sa.text("LOCK TABLE leases"))
-        with pytest.raises(LedgerError, match="has kept it locked for longer than PERENNIAL_WAIT_SECONDS"):
+        with pytest.raises(LedgerError, match="has kept it locked for more than PERENNIAL_WAIT_SECONDS"):
             ledger.claim("made", "retrain", "run-1", NOW)
     assert ledger.claim("made", "retrain", "run-1", NOW)
     ledger.close()

@@ -327,7 +327,7 @@ def test_a_label_that_is_not_declared_is_refused_and_no_label_is_added(
         made.monitor(stores, day)
     after = state_of(stores)
     # the drift verdict and the estimate need no labels and stand; nothing was learnt from the bad delivery
-    assert [entry["kind"] for entry in after["ledger"][len(before["ledger"]) :]] == ["drift"]
+    assert [entry["kind"] for entry in after["ledger"][len(before["ledger"]) :]] == ["drift", "measurement"]
     new = [m for m in after["measurements"] if m not in before["measurements"]]
     assert {(m["partition"], m["name"].split("_")[0]) for m in new} == {(day.key, "estimated")}
     assert len(after["measurements"]) == len(before["measurements"]) + len(new)

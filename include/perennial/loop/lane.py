@@ -12,13 +12,14 @@ from perennial.records import (
     Event,
     Figure,
     Kind,
+    Lease,
     LedgerEntry,
     OpenedBody,
     ScoringBody,
     Verdict,
     paired_slice,
 )
-from perennial.stores.ports import RETRAIN_LEASE, Lease, Ledger
+from perennial.stores.ports import RETRAIN_LEASE, Ledger
 
 #: gate entries among which that of the lease's holder is looked for: one retrain at a time writes them
 _NEWEST = 3

@@ -14,7 +14,7 @@ from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
 from perennial.errors import ArtifactError, LakeError, LedgerError, SourceError, explained
 from perennial.loop import artifacts
-from perennial.model.prediction import predict_batches, prediction_field
+from perennial.model.prediction import entity_texts, predict_batches, prediction_field, prediction_schema
 from perennial.records import (
     Deployment,
     Event,
@@ -202,23 +202,6 @@ def _load(context: TaskContext, deployment: Deployment, counts: _Counts) -> dict
     return estimators
 
 
-def prediction_schema(spec: ModelSpec) -> pa.Schema:
-    """Columns of `predictions`; `prediction` is P(positive), the value, or the class (then with `probabilities`)."""
-    return pa.schema(
-        [
-            *[pa.field(name, pa.string()) for name in _names(spec)],
-            pa.field(spec.event_time, pa.timestamp("us", tz="UTC")),
-            pa.field("partition", pa.string()),
-            *prediction_field(spec),
-            pa.field("model_version", pa.string()),
-            pa.field("variant", pa.string()),
-            pa.field("served", pa.bool_()),
-            pa.field("run_id", pa.string()),
-            pa.field("scored_at", pa.timestamp("us", tz="UTC")),
-        ]
-    )
-
-
 def assign(entities: list[pa.Array], salt: str, split: float) -> np.ndarray:
     """Whether the challenger serves each entity: a share `split` of them, the same ones whenever salt is the same.
 
@@ -284,7 +267,7 @@ def _scored(
     for batch, predictions, errors in predict_batches(estimators, batches, spec, may_fail=may_fail):
         counts.errors.update(errors)
         rows = batch.num_rows
-        entity_columns = [_text(batch.column(name)) for name in _names(spec)]
+        entity_columns = [_text(batch.column(name)) for name in entity_texts(spec)]
         if deployment.challenger is not None and deployment.challenger not in predictions:
             predictions[deployment.challenger] = tuple(pa.nulls(rows, f.type) for f in prediction_field(spec))
         assigned, served = _shares(spec, deployment, batch, predictions)
@@ -327,11 +310,6 @@ def _shares(
         {deployment.champion: ~assigned, deployment.challenger: assigned},
         {deployment.champion: ~usable, deployment.challenger: usable},
     )
-
-
-def _names(spec: ModelSpec) -> list[str]:
-    """Entity columns that are text; a time may be (part of) the entity too, and stands in the table once."""
-    return [name for name in spec.entity if name != spec.event_time]
 
 
 def _text(column: pa.Array) -> pa.Array:

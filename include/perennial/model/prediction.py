@@ -26,6 +26,28 @@ def prediction_field(spec: ModelSpec) -> tuple[pa.Field, ...]:
     return (pa.field("prediction", pa.float64()),)
 
 
+def prediction_schema(spec: ModelSpec) -> pa.Schema:
+    """Columns of `predictions`; `prediction` is P(positive), the value, or the class (then with `probabilities`)."""
+    return pa.schema(
+        [
+            *[pa.field(name, pa.string()) for name in entity_texts(spec)],
+            pa.field(spec.event_time, pa.timestamp("us", tz="UTC")),
+            pa.field("partition", pa.string()),
+            *prediction_field(spec),
+            pa.field("model_version", pa.string()),
+            pa.field("variant", pa.string()),
+            pa.field("served", pa.bool_()),
+            pa.field("run_id", pa.string()),
+            pa.field("scored_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+
+def entity_texts(spec: ModelSpec) -> list[str]:
+    """Entity columns that are text; a time may be (part of) the entity too, and stands in the table once."""
+    return [name for name in spec.entity if name != spec.event_time]
+
+
 def predict_batches(
     estimators: Mapping[str, Any],
     batches: Iterable[pa.RecordBatch],

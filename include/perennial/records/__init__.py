@@ -34,7 +34,7 @@ from perennial.records.conclusion import (
     concluded,
 )
 from perennial.records.decision import PROMOTED, ROLLED_BACK, Decision, Verdict
-from perennial.records.deployment import Deployment
+from perennial.records.deployment import Deployment, Lease
 from perennial.records.encoding import Json, canonical, digest, from_json, to_json
 from perennial.records.entry import EntryHead, LedgerEntry, SignedHead
 from perennial.records.evidence import (
@@ -108,6 +108,7 @@ __all__ = [
     "Kind",
     "LabelDrift",
     "LabelShare",
+    "Lease",
     "LedgerEntry",
     "LossBin",
     "LossSum",

@@ -1,8 +1,9 @@
-"""Who serves."""
+"""Who serves, and who works on a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from perennial.records.encoding import Strict
 
@@ -30,3 +31,16 @@ class Deployment(Strict):
     def versions(self) -> tuple[str, ...]:
         """The champion, and the challenger where there is one."""
         return (self.champion,) if self.challenger is None else (self.champion, self.challenger)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who has a lease, and for how long nothing was heard of it."""
+
+    holder: str
+    #: since the holder's last sign of life, by the database's clock
+    silence: timedelta
+    #: the process that is the whole run; empty: nobody says
+    process: str
+    #: the last sign of life as it is stored: what `seize` compares
+    alive_at: str

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from urllib.parse import unquote
 from perennial.errors import LakeError
 from perennial.stores.ports import Commit, Table
 from perennial.stores.schemas import fit_batches, fit_schema, refuse_other_partitions, scan_schema
+from perennial.stores.spool import Counted, spooled, unspooled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,13 +65,13 @@ class DeltaLake:
                 return self._landed(table, model, target, transaction)
             properties = CommitProperties(app_transactions=[Transaction(transaction, 1)])
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
-            rows = _Counted(fit_batches(table, model, schema, batches))
+            rows = Counted(fit_batches(table, model, schema, batches))
             if target is None:
                 # spooled first, so that a stream that breaks off does not leave an empty table behind
-                with _spooled(schema, rows) as spool, _unspooled(spool) as reader:
+                with spooled(schema, rows) as spool, unspooled(spool) as reader:
                     target = self._create(table, model, schema)
                     fitted = fit_schema(table, model, _arrow_schema(target), schema)
-                    again = _Counted(fit_batches(table, model, fitted, reader))
+                    again = Counted(fit_batches(table, model, fitted, reader))
                     return self._commit(table, model, target, fitted, again, properties, transaction)
             return self._commit(table, model, target, schema, rows, properties, transaction)
 
@@ -107,7 +107,7 @@ class DeltaLake:
         model: str,
         target: DeltaTable,
         schema: pa.Schema,
-        rows: _Counted,
+        rows: Counted,
         properties: Any,
         transaction: str,
     ) -> Commit:
@@ -141,13 +141,13 @@ class DeltaLake:
         with self._explained(table, model, "replace"):
             target = self._load(table, model)
             schema = fit_schema(table, model, None if target is None else _arrow_schema(target), batches.schema)
-            rows = _Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
-            with _spooled(schema, rows) as spool:
+            rows = Counted(_of_partition(table, model, partition, fit_batches(table, model, schema, batches)))
+            with spooled(schema, rows) as spool:
                 target = target or self._create(table, model, schema)
                 quoted = partition.replace("'", "''")
                 for left in reversed(range(_TURNS)):
                     try:
-                        with _unspooled(spool) as reader:
+                        with unspooled(spool) as reader:
                             write_deltalake(target, reader, mode="overwrite", predicate=f"partition = '{quoted}'")
                     except CommitFailedError:
                         # another run replaced the partition meanwhile; of two the later one counts
@@ -322,40 +322,6 @@ class _File:
     rows: int
 
 
-class _Counted:
-    """Batches on their way into Delta: counts the rows, and keeps an error that Rust would turn into text."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._error: BaseException | None = None
-        self.rows = 0
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in self._batches:
-                self.rows += batch.num_rows
-                yield batch
-        except Exception as error:
-            self._error = error
-            raise
-
-    def reader(self, schema: pa.Schema) -> pa.RecordBatchReader:
-        """The batches as Arrow's own stream."""
-        import pyarrow as pa
-
-        return pa.RecordBatchReader.from_batches(schema, iter(self))
-
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Raise what the source raised, not the writer's account of it."""
-        try:
-            yield
-        except Exception:
-            if self._error is not None:
-                raise self._error from None
-            raise
-
-
 def _of_partition(
     table: Table, model: str, partition: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
@@ -364,51 +330,6 @@ def _of_partition(
     for batch in batches:
         refuse_other_partitions(table, model, partition, pc.unique(batch["partition"]).to_pylist())
         yield batch
-
-
-@contextmanager
-def _spooled(schema: pa.Schema, batches: _Counted) -> Iterator[Path]:
-    """All batches in one temporary file, so that they can be read twice without being held in memory.
-
-    Raises:
-        LakeError: the temporary folder cannot be written.
-    """
-    import pyarrow as pa
-
-    rows = iter(batches)
-    with ExitStack() as opened:
-        with _temporary():
-            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="perennial-"))
-            spool = Path(folder) / "rows.arrow"
-            sink = opened.enter_context(pa.OSFile(str(spool), "wb"))
-            writer = pa.ipc.new_stream(sink, schema)
-        for batch in rows:
-            with _temporary():
-                writer.write_batch(batch)
-        with _temporary():
-            writer.close()
-            sink.close()
-        yield spool
-
-
-@contextmanager
-def _temporary() -> Iterator[None]:
-    """An error of the temporary folder is none of the lake's."""
-    try:
-        yield
-    except OSError as error:
-        raise LakeError(
-            f"the temporary folder {tempfile.tempdir or 'of this machine'} cannot hold the rows on their way into the "
-            f"lake: {error}. Make room there, or name another one in TMPDIR."
-        ) from error
-
-
-@contextmanager
-def _unspooled(spool: Path) -> Iterator[pa.RecordBatchReader]:
-    import pyarrow as pa
-
-    with pa.OSFile(str(spool), "rb") as source, pa.ipc.open_stream(source) as reader:
-        yield reader
 
 
 def _arrow_schema(table: DeltaTable) -> pa.Schema:

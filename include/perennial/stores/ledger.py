@@ -6,7 +6,6 @@ PostgreSQL locks the row of the chain's head.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -16,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from perennial.errors import DeploymentConflict, LedgerError, LedgerTampered
+from perennial.errors import DeploymentConflict, LedgerError
 from perennial.records import (
     Deployment,
     EntryHead,
     Event,
     Kind,
+    Lease,
     LedgerEntry,
     Measurement,
     RunLink,
     SignedHead,
     canonical,
     digest,
-    from_json,
     to_json,
 )
 from perennial.stores import figures
@@ -51,7 +50,8 @@ from perennial.stores.database import (
     unreachable,
     utc_text,
 )
-from perennial.stores.ports import Lease, NewEntry
+from perennial.stores.ports import NewEntry
+from perennial.stores.rows import entry_of, newest_revision, revisions_of
 
 if TYPE_CHECKING:
     from perennial.stores.heads import Heads
@@ -124,7 +124,7 @@ class SqlLedger:
         query = query.order_by((decisions.c.position if model is None else decisions.c.seq).desc()).limit(newest)
         with self._open(self._reader) as connection:
             rows = connection.execute(query).all()
-        return tuple(_entry(row) for row in reversed(rows))
+        return tuple(entry_of(row) for row in reversed(rows))
 
     def heads(
         self,
@@ -173,7 +173,7 @@ class SqlLedger:
             )
         if len(rows) > 1:
             raise LedgerError(f"id {entry_id!r} fits {[row.id for row in rows]} and maybe more. Write more of it.")
-        return _entry(rows[0])
+        return entry_of(rows[0])
 
     def _lock(self, connection: sa.Connection, model: str) -> Head:
         """The chain's head, locked until the transaction ends (SQLite: the database is locked already)."""
@@ -188,7 +188,7 @@ class SqlLedger:
             return None
         query = sa.select(decisions).where(decisions.c.model == model, decisions.c.key == key)
         row = connection.execute(query).one_or_none()
-        return None if row is None else _entry(row)
+        return None if row is None else entry_of(row)
 
     def _write(self, connection: sa.Connection, entry: LedgerEntry) -> None:
         after = entry.deployment
@@ -209,12 +209,12 @@ class SqlLedger:
     def deployment(self, model: str) -> Deployment | None:
         """Who serves now; see `ports.Ledger.deployment`."""
         with self._open(self._reader) as connection:
-            return _newest_revision(connection, model)
+            return newest_revision(connection, model)
 
     def deployments(self, model: str) -> tuple[Deployment, ...]:
         """All revisions, oldest first; see `ports.Ledger.deployments`."""
         with self._open(self._reader) as connection:
-            return _revisions(connection, model)
+            return revisions_of(connection, model)
 
     def deploy(self, after: Deployment, **entry: Unpack[NewEntry]) -> LedgerEntry:
         """Compare-and-set with its entry in one transaction; the first revision is 1. See `ports.Ledger.deploy`."""
@@ -222,7 +222,7 @@ class SqlLedger:
             head = self._lock(connection, after.model)
             if earlier := self._by_key(connection, after.model, entry.get("key")):
                 return self._witnessed(earlier)
-            before = _newest_revision(connection, after.model)
+            before = newest_revision(connection, after.model)
             if (before.revision if before else 0) != after.revision - 1:
                 raise DeploymentConflict(
                     f"deployment of {after.model!r}: revision {after.revision} must follow {after.revision - 1}. "
@@ -370,10 +370,10 @@ class SqlLedger:
 
     def _verify_chain(self, connection: sa.Connection, model: str, against: Sequence[SignedHead]) -> int:
         rows = connection.execute(sa.select(decisions).where(decisions.c.model == model).order_by(decisions.c.seq))
-        entries = [_entry(row) for row in rows]
+        entries = [entry_of(row) for row in rows]
         head = connection.execute(sa.select(chain_heads).where(chain_heads.c.model == model)).one_or_none()
         kept = None if head is None else Head(head.seq, head.hash)
-        checked = check_chain(model, entries, kept, _revisions(connection, model))
+        checked = check_chain(model, entries, kept, revisions_of(connection, model))
         check_against(model, entries, against)
         check_measurements(model, entries, figures.of_model(connection, model))
         return checked
@@ -387,38 +387,3 @@ def _of_kind(query: sa.Select[Any], kind: str | Collection[str] | None) -> sa.Se
     if kind is None:
         return query
     return query.where(decisions.c.kind == kind if isinstance(kind, str) else decisions.c.kind.in_(sorted(kind)))
-
-
-def _newest_revision(connection: sa.Connection, model: str) -> Deployment | None:
-    query = sa.select(deployments).where(deployments.c.model == model).order_by(deployments.c.revision.desc()).limit(1)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else Deployment(**row)
-
-
-def _revisions(connection: sa.Connection, model: str) -> tuple[Deployment, ...]:
-    query = sa.select(deployments).where(deployments.c.model == model).order_by(deployments.c.revision)
-    return tuple(Deployment(**row) for row in connection.execute(query).mappings())
-
-
-def _entry(row: sa.Row[Any]) -> LedgerEntry:
-    try:
-        return LedgerEntry(
-            seq=row.seq,
-            id=row.id,
-            model=row.model,
-            kind=row.kind,
-            subject=row.subject,
-            verdict=row.verdict,
-            as_of=datetime.fromisoformat(row.as_of),
-            body=json.loads(row.body),
-            run=from_json(RunLink, json.loads(row.run)),
-            previous=row.previous,
-            hash=row.hash,
-            key=row.key,
-            deployment=None if row.deployment is None else from_json(Deployment, json.loads(row.deployment)),
-        )
-    except (TypeError, ValueError) as error:
-        raise LedgerTampered(
-            f"ledger of {row.model!r}: entry seq {row.seq} ({row.id}) was edited: it cannot be read ({error}). "
-            "Restore it from a backup."
-        ) from error

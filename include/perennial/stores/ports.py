@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, Self, TypedDict, Unpack
 
@@ -15,6 +15,7 @@ from perennial.records import (
     Deployment,
     EntryHead,
     Json,
+    Lease,
     LedgerEntry,
     Measurement,
     ModelVersion,
@@ -95,19 +96,6 @@ class Lake(Protocol):
     def partitions(self, table: Table, model: str, *, version: int | None = None) -> dict[str, int]:
         """Rows per partition key, from the table's log, without reading data."""
         ...
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Who has a lease, and for how long nothing was heard of it."""
-
-    holder: str
-    #: since the holder's last sign of life, by the database's clock
-    silence: timedelta
-    #: the process that is the whole run; empty: nobody says
-    process: str
-    #: the last sign of life as it is stored: what `seize` compares
-    alive_at: str
 
 
 class NewEntry(TypedDict):

@@ -32,6 +32,7 @@ def test_a_batch_is_scored_measured_and_judged_by_the_sensor(made: MadeModel, wo
         Kind.SCORING,
         Kind.DRIFT,
         Kind.LABEL_DRIFT,
+        Kind.MEASUREMENT,
         Kind.HEALTH,
         Kind.RETRAINING,
     ]

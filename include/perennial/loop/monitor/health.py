@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from perennial.context import TaskContext
+from perennial.errors import PerennialError
 from perennial.loop.monitor.drift import data_quality, drifted_columns, judge_drift
 from perennial.loop.monitor.predictions import scoring_of
 from perennial.loop.monitor.quality import estimate_quality, measure_quality
@@ -33,8 +34,14 @@ def monitor(context: TaskContext, partition: Partition) -> MonitoringResult:
     deployment = scored.deployment
     decision, predictions = judge_drift(context, partition, deployment, scoring.run.run_id)
     drift = context.append(Kind.DRIFT, partition.key, decision.verdict, decision, key=f"drift:{partition.key}:{run_id}")
-    figures = estimate_quality(context, partition, deployment, scoring.run.run_id)
-    measured, labels = measure_quality(context, partition, figures)
+    estimated = estimate_quality(context, partition, deployment, scoring.run.run_id)
+    figures = list(estimated)
+    try:
+        measured, labels = measure_quality(context, partition, figures)
+    except PerennialError:
+        # estimates need no labels: they stand where a delivery of labels is refused
+        ledger.measure(estimated, subject=partition.key, run=context.run)
+        raise
     ledger.measure(figures, subject=partition.key, run=context.run)
     drifted = tuple(drifted_columns(decision))
     health = context.append(

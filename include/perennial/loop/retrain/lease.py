@@ -12,8 +12,8 @@ from threading import Thread
 from perennial.context import TaskContext
 from perennial.errors import LeaseTaken, LedgerError, explained
 from perennial.loop import lane
-from perennial.records import Deployment, Event, Kind, RetrainBody, to_json
-from perennial.stores.ports import RETRAIN_LEASE, Lease
+from perennial.records import Deployment, Event, Kind, Lease, RetrainBody, to_json
+from perennial.stores.ports import RETRAIN_LEASE
 
 #: between two signs of life: sixty fit into the shortest lease that is derived, so that some may be missed
 _SIGN_SECONDS = 60.0
