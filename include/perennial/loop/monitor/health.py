@@ -12,6 +12,8 @@ from perennial.records import (
     HealthBody,
     Kind,
     LabelDrift,
+    LedgerEntry,
+    Measurement,
     MonitoringResult,
     Partition,
     ScoringBody,
@@ -28,21 +30,14 @@ def monitor(context: TaskContext, partition: Partition) -> MonitoringResult:
     Raises:
         LedgerError: the partition was never scored.
     """
-    ledger, run_id = context.stores.ledger, context.run.run_id
+    run_id = context.run.run_id
     scoring = scoring_of(context, partition.key)
     scored = scoring.read(ScoringBody)
     deployment = scored.deployment
     decision, predictions = judge_drift(context, partition, deployment, scoring.run.run_id)
     drift = context.append(Kind.DRIFT, partition.key, decision.verdict, decision, key=f"drift:{partition.key}:{run_id}")
     estimated = estimate_quality(context, partition, deployment, scoring.run.run_id)
-    figures = list(estimated)
-    try:
-        measured, labels = measure_quality(context, partition, figures)
-    except PerennialError:
-        # estimates need no labels: they stand where a delivery of labels is refused
-        ledger.measure(estimated, subject=partition.key, run=context.run)
-        raise
-    ledger.measure(figures, subject=partition.key, run=context.run)
+    measured, labels = _measure(context, partition, estimated)
     drifted = tuple(drifted_columns(decision))
     health = context.append(
         Kind.HEALTH,
@@ -72,3 +67,18 @@ def monitor(context: TaskContext, partition: Partition) -> MonitoringResult:
         measured=tuple(measured),
         label_drift={key: entry.verdict for key, entry in labels.items()},
     )
+
+
+def _measure(
+    context: TaskContext, partition: Partition, estimated: list[Measurement]
+) -> tuple[list[str], dict[str, LedgerEntry]]:
+    """Write estimates and measured figures in one transaction; see `measure_quality` for what is returned."""
+    ledger, figures = context.stores.ledger, list(estimated)
+    try:
+        measured, labels = measure_quality(context, partition, figures)
+    except PerennialError:
+        # estimates need no labels: they stand where a delivery of labels is refused
+        ledger.measure(estimated, subject=partition.key, run=context.run)
+        raise
+    ledger.measure(figures, subject=partition.key, run=context.run)
+    return measured, labels
