@@ -1,6 +1,6 @@
 """Show the bad model specs as an import error of their own.
 
-The five other files of this folder make the DAGs of every good spec and leave the bad ones out. Airflow knows one error
+The six other files of this folder make the DAGs of every good spec and leave the bad ones out. Airflow knows one error
 a file, and an error hides all DAGs of its file: so the errors stand here, where no DAG can be hidden.
 """
 

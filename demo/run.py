@@ -178,7 +178,7 @@ def _start_batch(airflow: Airflow, backfill: int, partition: Partition, *, last:
 
 
 def _live_one_week(airflow: Airflow, context: TaskContext, partition: Partition, plan: incidents.Plan) -> str:
-    """One partition through all five DAGs. What happened, in a few words."""
+    """One partition through the DAGs of the loop. What happened, in a few words."""
     stores = context.stores
     before = stores.ledger.deployment(MODEL)
     if _ended(airflow, f"{MODEL}_score", partition=partition.key)["state"] == "failed":

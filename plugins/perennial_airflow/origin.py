@@ -46,7 +46,7 @@ class OwnOrigin:
             # every browser names the origin of a change; older ones at least say whether the site is another
             other = headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}
             return "a change asked for by a page of another site was refused" if other else None
-        own = {_place(f"{urlsplit(origin).scheme}://{headers.get('host', '')}"), _place(self._allowed())}
+        own = {_place(f"{origin.partition(':')[0]}://{headers.get('host', '')}"), _place(self._allowed())}
         if _place(origin) is not None and _place(origin) in own:
             return None
         return (
@@ -57,8 +57,8 @@ class OwnOrigin:
 
 def _place(address: str) -> tuple[str, int] | None:
     """Host and port of an address; None where it has none (`null`). Not the scheme: a proxy may end TLS."""
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         port = parts.port or _PORTS.get(parts.scheme)
     except ValueError:
         return None

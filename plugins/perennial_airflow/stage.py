@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from perennial.errors import LedgerError
+from perennial.errors import LedgerError, LedgerTampered
 from perennial.records import Deployment, Event, Verdict
 from perennial.spec import ModelSpec
 from perennial_airflow import notify, wiring
@@ -75,6 +75,8 @@ class RolloutStage(BaseOperator):
             return None
         try:
             return rollout.enter_stage(task, task.run.run_id, self.stage)
+        except LedgerTampered:
+            raise
         except LedgerError:
             # whoever sends a rollout on, or ends it, may be quicker than this task
             if self._has_ended(task):

@@ -90,10 +90,12 @@ def test_of_processes_that_score_a_batch_at_once_one_serves_it(
         monkeypatch.setenv(name, value)
     with open_stores(settings_of(environment)) as stores:
         crown(stores)
-        wrong = []
+        wrong, mended = [], {}
         for number in range(RACES or 1):
             day = made.day(number).key
             finishes = field.race(environment, "score", "made", day)
+            # who finds rows without their entry writes that, and has nothing left to score
+            mended[day] = sum("nothing was scored again" in f.output for f in finishes)
             wrong += [f"{day}: exit {f.code}: {f.output[-800:]}" for f in finishes if f.code]
         rows = rows_of(stores, "predictions")
         entries = stores.ledger.entries("made", kind=Kind.SCORING)
@@ -102,7 +104,7 @@ def test_of_processes_that_score_a_batch_at_once_one_serves_it(
             verdicts = sorted(entry.verdict for entry in entries if entry.subject == day)
             if (len(served), len(set(served))) != (400, 400):
                 wrong.append(f"{day}: {len(served)} served rows of {len(set(served))} ids")
-            if verdicts != [Event.BACKFILLED] * (RACERS - 1) + [Event.SERVED]:
+            if verdicts != [Event.BACKFILLED] * (RACERS - 1 - mended[day]) + [Event.SERVED]:
                 wrong.append(f"{day}: {verdicts}")
         assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong[:20])
         assert set(stores.lake.partitions("accepted", "made").values()) == {400}

@@ -355,3 +355,39 @@ def test_heads_on_s3_are_written_once_and_compared(folder: Path, bucket: str) ->
         assert "its tail was cut off" in perennial("ledger", "verify", "--against", bucket, code=1)
         with pytest.raises(LedgerTampered, match="another head of that seq"):
             live(stores.ledger, "new", 2)
+
+
+def test_a_task_that_is_tried_again_after_the_key_was_changed_keeps_its_old_head(folder: Path) -> None:
+    with open_stores(settings_in(folder)) as stores:
+        key: dict[str, Any] = {"key": "once", "as_of": START, "run": RUN, "verdict": "STABLE"}
+        key |= {"kind": "health", "subject": "x", "body": {}}
+        first = stores.ledger.append(model="made", **key)
+    write_key(folder / "key.pem")
+    with open_stores(settings_in(folder)) as stores:
+        assert stores.ledger.append(model="made", **key) == first
+
+
+def test_a_head_is_written_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process dies while it writes: the next try writes the head, and finds no empty one that looks forged."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    about: dict[str, Any] = {"as_of": START, "run": RUN, "verdict": "STABLE", "kind": "health"}
+    about |= {"subject": "x", "body": {}}
+    with open_stores(settings_in(folder)) as stores:
+        with monkeypatch.context() as dying:
+            dying.setattr(os, "fsync", die)
+            with pytest.raises(KeyboardInterrupt):
+                stores.ledger.append(model="made", key="once", **about)
+        assert len(list((folder / "heads" / "made").iterdir())) == ENTRIES
+        stores.ledger.append(model="made", key="once", **about)
+        assert len(list((folder / "heads" / "made").iterdir())) == ENTRIES + 1
+
+
+def test_to_verify_the_public_half_of_the_key_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = load_pem_private_key((folder / "key.pem").read_bytes(), password=None).public_key()
+    (folder / "heads.pub").write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    monkeypatch.setenv("PERENNIAL_HEADS", str(folder / "heads"))
+    monkeypatch.setenv("PERENNIAL_HEADS_KEY", str(folder / "heads.pub"))
+    assert "are in them" in perennial("ledger", "verify", "--against", str(folder / "heads"))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -49,8 +50,11 @@ def test_a_component_that_is_killed_ends_the_stack_though_its_workers_hold_the_p
         ready = next(found for line in stack.stdout if (found := re.search(r"ready (\d+) (\d+)", line)))
         component, worker = int(ready[1]), int(ready[2])
         os.kill(component, signal.SIGKILL)
-        # reads to the end of the output: hangs where the worker is left alive
+        # reads to the end of the output, which a worker that is left alive holds open
+        limit = threading.Timer(60, os.kill, (worker, signal.SIGKILL))
+        limit.start()
         said = stack.stdout.read()
+        limit.cancel()
     assert "scheduler has died; killing the 1 processes that it left" in said
     assert "ended with -9" in said
     assert up.has_ended(worker)

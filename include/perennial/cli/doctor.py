@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from perennial.cli import shell
+from perennial.errors import PerennialError, explained
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,14 +24,23 @@ def doctor(
     from perennial.loop import recovery
     from perennial.spec import load_specs
 
-    differ = 0
+    differ, unread = 0, 0
     for name in [model] if model is not None else sorted(load_specs()[0]):
-        context = shell.model_context(name, "doctor", None, finish=False)
-        for difference in recovery.differences(context):
-            differ += 1
-            if mend:
-                difference.mend()
-            typer.echo(f"{difference.what}: {difference.text}{' (mended)' if mend else ''}.")
+        try:
+            context = shell.model_context(name, "doctor", None, finish=False)
+            for difference in recovery.differences(context):
+                differ += 1
+                if mend:
+                    difference.mend()
+                typer.echo(f"{difference.what}: {difference.text}{' (mended)' if mend else ''}.")
+        except PerennialError as error:
+            # one model's trouble must not hide the others'
+            if model is not None:
+                raise
+            unread += 1
+            typer.echo(f"{name} could not be compared: {explained(error)}")
+    if unread:
+        raise typer.Exit(1)
     if not differ:
         typer.echo("nothing differs.")
     elif not mend:

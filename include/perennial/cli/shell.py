@@ -38,11 +38,12 @@ def settings_now() -> Settings:
     return Settings()
 
 
-def stores_now() -> Stores:
-    """The stores that the settings name, until the command ends."""
+def stores_now(*, signs: bool = True) -> Stores:
+    """The stores that the settings name, until the command ends; `signs`: the ledger's heads, with the private key."""
     from perennial.stores.open import open_stores
 
-    return opened.enter_context(open_stores(settings_now()))
+    settings = settings_now()
+    return opened.enter_context(open_stores(settings if signs else settings.model_copy(update={"heads": None})))
 
 
 def ledger_as_it_stands() -> Ledger | None:

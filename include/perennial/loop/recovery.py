@@ -13,7 +13,7 @@ from functools import partial
 
 from perennial.context import TaskContext
 from perennial.data.batches import accept_batch
-from perennial.errors import StoreError
+from perennial.errors import LedgerTampered, StoreError
 from perennial.loop import lane, retrain, rollout, score
 from perennial.loop.process import has_died
 from perennial.records import Kind, Partition, RunLink
@@ -40,6 +40,8 @@ def finish(context: TaskContext) -> tuple[Difference, ...]:
     """
     try:
         return tuple(_mended(difference) for difference in _begun(context) if not _is_airflows(context, difference))
+    except LedgerTampered:
+        raise
     except StoreError as error:
         logging.getLogger(__name__).warning("%s What was begun before is finished by the next command.", error)
         return ()
@@ -123,7 +125,8 @@ def _settled_lease(context: TaskContext) -> str | None:
     """The holder of the lease whose retrain has ended: it was refused, or its version has been brought out."""
     ledger, model = context.stores.ledger, context.model
     holder = ledger.holder(model, RETRAIN_LEASE)
-    if holder is None:
+    # a cleared run that was judged before works under its lease again
+    if holder is None or holder == context.run.run_id:
         return None
     if lane.admitted_by(context, holder) is not None:
         served = {version for deployment in ledger.deployments(model) for version in deployment.versions}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ def score(context: TaskContext, partition: Partition) -> ScoringResult:
         commit, counts = _append(context, partition, deployment, transaction=_serving(partition), backfill=False)
         if commit.wrote:
             body = counts.body(deployment, accepted, commit.version)
-            return _result(context, _record(context, partition, context.run, Event.SERVED, body))
+            entry = _record(context, partition, context.run, Event.SERVED, body)
+            # the entry may be one that another run wrote meanwhile from the rows alone, which know no errors
+            return replace(_result(context, entry), errors=counts.errors)
     served = _served(context, partition)
     if served.run.run_id == context.run.run_id:
         return _result(context, served)

@@ -195,7 +195,8 @@ def patience(url: sa.URL, wait_seconds: float) -> dict[str, Any]:
 def unreachable(url: sa.URL, error: Exception) -> str:
     """The sentence of a `LedgerError` for a database that refused or did not answer; no password stands in it."""
     cause = getattr(error, "orig", None) or error
-    if any(sign in str(cause) for sign in ("locked", "lock timeout")):
+    # PostgreSQL says so in the language that it is set to: 55P03 is lock_not_available
+    if "locked" in str(cause) or getattr(cause, "pgcode", None) == "55P03":
         return (
             f"ledger {shown(url)}: another process has kept it locked for more than PERENNIAL_WAIT_SECONDS ({cause}). "
             "End that process; a write takes milliseconds."

@@ -7,6 +7,8 @@ each head is an object of its own that is written once: a chain that was cut or 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ class Heads:
         head = signed(entry, self._key)
         name, text = f"{entry.model}/{entry.seq:09d}.json", f"{canonical(to_json(head))}\n"
         earlier = _write_once(self._place, name, text)
-        if earlier is not None and earlier != text:
+        if earlier is not None and _hash_in(earlier) != entry.hash:
             raise LedgerTampered(
                 f"ledger of {entry.model!r}: entry seq {entry.seq} is {entry.hash}, but {self._place}/{name} holds "
                 "another head of that seq: the chain was cut off or forged since. Compare: `perennial ledger verify "
@@ -138,15 +140,32 @@ def _write_once(place: str, name: str, text: str) -> str | None:
         if not place.startswith("s3://"):
             file = Path(place) / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with file.open("x", encoding="utf-8") as new:
-                    new.write(text)
-            except FileExistsError:
-                return file.read_text(encoding="utf-8")
-            return None
+            return _link_once(file, text)
         return _put_once(place, name, text)
     except OSError as error:
         raise LedgerError(_unreachable(place, error)) from error
+
+
+def _link_once(file: Path, text: str) -> str | None:
+    """Make the file whole or not at all: an empty head, left by a process that died, would look forged."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".", encoding="utf-8") as new:
+        new.write(text)
+        new.flush()
+        os.fsync(new.fileno())
+        try:
+            os.link(new.name, file)
+        except FileExistsError:
+            return file.read_text(encoding="utf-8")
+    return None
+
+
+def _hash_in(text: str) -> str | None:
+    """The hash that a kept head names; the signature may be of an older key. None where the text is no head."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found.get("hash") if isinstance(found, dict) else None
 
 
 def _put_once(place: str, name: str, text: str) -> str | None:

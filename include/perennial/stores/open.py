@@ -125,10 +125,12 @@ def _s3_options(settings: Settings) -> dict[str, str]:
     if options.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         # an address without TLS was written on purpose (MinIO, moto); deltalake asks for a second yes
         options.setdefault("AWS_ALLOW_HTTP", "true")
-    # deltalake waits for three minutes by itself; a request that a retry may follow has half of the time
+    # deltalake waits for three minutes by itself. A request has all of the time, for a file is sent within it; what
+    # fails sooner is tried again for half of it
     seconds = settings.wait_seconds
-    limits = {"connect_timeout": seconds / 3, "timeout": seconds / 2, "retry_timeout": seconds / 2}
-    return {**{name: f"{round(1000 * limit)}ms" for name, limit in limits.items()}, **options}
+    limits = {"connect_timeout": seconds / 3, "timeout": seconds, "retry_timeout": seconds / 2}
+    unset = {name: limit for name, limit in limits.items() if f"AWS_{name.upper()}" not in options}
+    return {**{name: f"{round(1000 * limit)}ms" for name, limit in unset.items()}, **options}
 
 
 def _trusted_types(settings: Settings, model: str) -> tuple[str, ...]:

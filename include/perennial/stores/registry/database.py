@@ -42,6 +42,10 @@ def broken(uri: str) -> str | None:
         if whole and found == wanted:
             return None
         runs = _runs_in(engine)
+    except sa.exc.OperationalError as error:
+        if "locked" in str(error):
+            return None  # busy, and whole as far as anybody knows: whoever asks next is told that it does not answer
+        return f"MLflow's database {file} cannot be read: {error}. Restore it from a backup."
     except sa.exc.DatabaseError as error:
         return f"MLflow's database {file} cannot be read: {error}. Restore it from a backup."
     finally:
