@@ -72,7 +72,7 @@ def test_a_plain_s3_address_is_allowed_because_it_was_written(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     expected = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
-    limits = {"connect_timeout": "5000ms", "timeout": "7500ms", "retry_timeout": "7500ms"}
+    limits = {"connect_timeout": "5000ms", "timeout": "15000ms", "retry_timeout": "7500ms"}
     assert _s3_options(settings) == expected | limits
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
     assert "AWS_ALLOW_HTTP" not in _s3_options(settings)

@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def stores(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     with open_memory() as found:
-        monkeypatch.setattr(shell, "stores_now", lambda: found)
+        monkeypatch.setattr(shell, "stores_now", lambda **_: found)
         yield found
 
 
@@ -409,7 +409,7 @@ def test_wrong_usage_is_exit_code_two(home: Path, arguments: list[str]) -> None:
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Stores:
+    def fail(**_: object) -> Stores:
         raise ZeroDivisionError
 
     monkeypatch.setattr(shell, "stores_now", fail)
