@@ -64,12 +64,12 @@ def _incident(newest: Sequence[LedgerEntry]) -> str | None:
 
 def _status_of(spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:
     from perennial.loop import rollout
-    from perennial.records import DECISION_KINDS, Kind
+    from perennial.records import DECISION_KINDS, Event, Kind
     from perennial.stores.ports import RETRAIN_LEASE
 
     now = ledger.deployment(spec.name)
     newest = {kind: ledger.entries(spec.name, kind=kind, newest=1) for kind in DECISION_KINDS}
-    scored = ledger.entries(spec.name, kind=Kind.SCORING, newest=1)
+    scored = ledger.entries(spec.name, kind=Kind.SCORING, verdict={Event.SERVED}, newest=1)
     holder = ledger.holder(spec.name, RETRAIN_LEASE)
     ends = rollout.ends_at(spec, ledger, now.rollout_id) if now and now.rollout_id else None
     return {

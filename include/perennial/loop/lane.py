@@ -15,12 +15,16 @@ from perennial.records import (
     Lease,
     LedgerEntry,
     OpenedBody,
+    Partition,
     ScoringBody,
     Verdict,
     paired_slice,
 )
+from perennial.spec import ModelSpec
 from perennial.stores.ports import RETRAIN_LEASE, Ledger
 
+#: partitions after a label's delay in which late and corrected labels are looked for, whatever `label.lookback` says
+_LEAST_LOOKBACK = 3
 #: gate entries among which that of the lease's holder is looked for: one retrain at a time writes them
 _NEWEST = 3
 
@@ -81,6 +85,24 @@ def scorings_of(ledger: Ledger, now: Deployment) -> dict[int, dict[str, ScoringB
     return dict(scorings)
 
 
+def labels_wanted_since(spec: ModelSpec, partition: Partition) -> datetime:
+    """Where the oldest partition begins whose labels are looked for after `partition` was scored."""
+    # of a monthly history thirty days are less than one partition: labels that come late would never be looked at
+    span = max(spec.label.lookback, spec.label.delay + _LEAST_LOOKBACK * (partition.end - partition.start))
+    return partition.start - span
+
+
+def rescorings_of(ledger: Ledger, now: Deployment) -> dict[int, set[str]]:
+    """Stage of the rollout under way -> keys of the earlier batches that its challenger has scored in it."""
+    opened = opening(ledger, now.model, str(now.rollout_id)).seq
+    rescored: defaultdict[int, set[str]] = defaultdict(set)
+    for entry in ledger.entries(now.model, kind=Kind.SCORING, verdict={Event.RESCORED}, since=opened):
+        scoring = entry.read(ScoringBody)
+        if scoring.deployment.rollout_id == now.rollout_id and now.challenger in scoring.assigned:
+            rescored[scoring.deployment.stage].add(entry.subject)
+    return dict(rescored)
+
+
 def learnt_before(context: TaskContext, learnt_until: datetime | None) -> str:
     """Key of the first partition all of whose rows are new to a version; empty where nobody knows what it learnt."""
     if learnt_until is None:
@@ -96,6 +118,7 @@ def _is_young(context: TaskContext, now: Deployment) -> bool:
         return False
     new = learnt_before(context, entry.read(OpenedBody).learnt_until)
     scored = {key for stage in scorings_of(ledger, now).values() for key in stage}
+    scored |= {key for stage in rescorings_of(ledger, now).values() for key in stage}
     paired = ledger.measurements(context.model, name=Figure.PAIRED_DIFFERENCE, version=now.challenger)
     against = paired_slice(now.champion)
     return not any(m.slice == against and m.partition in scored and m.partition >= new for m in paired)

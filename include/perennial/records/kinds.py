@@ -73,6 +73,8 @@ class Event(StrEnum):
     SERVED = "SERVED"
     #: scoring: a later run; its predictions are kept and not served
     BACKFILLED = "BACKFILLED"
+    #: scoring: a version has scored a batch that others served, when its labels became due; nothing of it is served
+    RESCORED = "RESCORED"
     #: retrain: another one, or a rollout, was under way
     SKIPPED = "SKIPPED"
     #: retrain: it ended without a verdict of the gate, or its rollout was not opened

@@ -17,6 +17,7 @@ from states import rows_of, state_of
 
 from perennial.errors import ArtifactMissing, LakeError, LedgerError, TrainingError
 from perennial.loop import score
+from perennial.loop.score import commits, serving
 from perennial.records import Kind, RunLink, ScoringBody
 from perennial.stores.memory import MemoryRegistry
 from perennial.stores.ports import Stores
@@ -277,7 +278,7 @@ def test_rows_that_an_older_release_served_without_its_entry_stay_the_served_one
     score.validate(made.context(stores, day.end, "old"), day)
     with monkeypatch.context() as before:
         # its transaction carried the run's name
-        before.setattr(score, "_serving", lambda partition: f"score:{partition.key}:old")
+        before.setattr(serving, "_serving", lambda partition: f"score:{partition.key}:old")
         with pytest.raises(Killed):
             score.score(made.context(mortal(stores, Life(1)), day.end, "old"), day)
     made.score(stores, day, "new")
@@ -291,19 +292,19 @@ def test_a_run_that_loses_the_race_while_it_scores_serves_nothing(
     made: MadeModel, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, day = world("opened"), made.day(6)
-    asked = score._serving_run
+    asked = serving._serving_run
     answers: list[str | None] = [None]
     # looks, finds nobody, and is overtaken before it writes
-    monkeypatch.setattr(score, "_serving_run", lambda *at: answers.pop() if answers else asked(*at))
+    monkeypatch.setattr(serving, "_serving_run", lambda *at: answers.pop() if answers else asked(*at))
     score.validate(made.context(stores, day.end, "slow"), day)
-    load = score._load
+    load = commits._load
 
     def overtaken(*given: Any) -> Any:
-        monkeypatch.setattr(score, "_load", load)
+        monkeypatch.setattr(commits, "_load", load)
         score.score(made.context(stores, day.end, "fast"), day)
         return load(*given)
 
-    monkeypatch.setattr(score, "_load", overtaken)
+    monkeypatch.setattr(commits, "_load", overtaken)
     slow = score.score(made.context(stores, day.end, "slow"), day)
     entries = stores.ledger.entries("made", kind=Kind.SCORING, subject=day.key)
     assert [(entry.verdict, entry.run.run_id) for entry in entries] == [("SERVED", "fast"), ("BACKFILLED", "slow")]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from perennial.context import TaskContext
 from perennial.data.labels import collect_labels, labels_known
 from perennial.errors import ArtifactError
+from perennial.loop import lane
 from perennial.loop.monitor.drift import judge_labels
 from perennial.loop.monitor.predictions import prediction_values, predictions_of, scores, scoring_of
 from perennial.measures import estimates, quality
@@ -20,6 +21,7 @@ from perennial.model.training import constant_predictions
 from perennial.records import (
     PAIRED,
     Deployment,
+    Event,
     Figure,
     Kind,
     LedgerEntry,
@@ -33,9 +35,6 @@ from perennial.records import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: partitions after a label's delay in which late and corrected labels are looked for, whatever `label.lookback` says
-LEAST_LOOKBACK = 3
 
 
 def measure_quality(
@@ -62,9 +61,10 @@ def measure_quality(
     measured: list[str] = []
     label_drift: dict[str, LedgerEntry] = {}
     references: dict[str, Profile] = {}
+    unmeasured = _rescored_since(context, scored[0].key)
     for older in scored:
         rows = label_rows.get(older.key, 0)
-        if _is_measured(context, older, before.get(older.key), rows):
+        if _is_measured(context, older, before.get(older.key), rows) and older.key not in unmeasured:
             continue
         if context.as_of >= older.end + spec.label.delay:
             # before the measurement is written, which ends the partition's turn: a run that dies in between comes back
@@ -79,10 +79,7 @@ def measure_quality(
 def _scored_in_lookback(context: TaskContext, partition: Partition) -> list[Partition]:
     """Scored partitions of the label's lookback, up to this one, oldest first."""
     spec = context.spec
-    # of a monthly history thirty days are less than one partition: labels that come late would never be looked at
-    oldest = partition.start - max(
-        spec.label.lookback, spec.label.delay + LEAST_LOOKBACK * (partition.end - partition.start)
-    )
+    oldest = lane.labels_wanted_since(spec, partition)
     keys = sorted(context.stores.lake.partitions("predictions", spec.name))
     # keys are ordered as time is: a batch of long ago is not looked at, however many there are
     near = keys[bisect_left(keys, spec.schedule.key_at(oldest)) : bisect_right(keys, partition.key)]
@@ -135,30 +132,64 @@ class _Figures:
         )
 
 
+def _rescored_since(context: TaskContext, key: str) -> set[str]:
+    """Keys of the partitions from `key` on that a version has scored after others served them, and not yet measured."""
+    ledger = context.stores.ledger
+    heads = ledger.heads(context.model, kind=Kind.SCORING, verdict={Event.RESCORED}, since=key)
+    measured = {(m.partition, m.version) for m in ledger.measurements(context.model, name=Figure.DUE, since=key)}
+    return {
+        head.subject
+        for head in heads
+        if any((head.subject, version) not in measured for version in ledger.entry(head.id).read(ScoringBody).assigned)
+    }
+
+
+def _runs_of(context: TaskContext, key: str) -> dict[str, str]:
+    """Version -> the run whose predictions of a partition are measured."""
+    scoring = scoring_of(context, key)
+    rescored = context.stores.ledger.entries(context.model, kind=Kind.SCORING, subject=key, verdict={Event.RESCORED})
+    runs: dict[str, str] = {}
+    for entry in (scoring, *rescored):
+        for version in entry.read(ScoringBody).assigned:
+            runs.setdefault(version, entry.run.run_id)
+    return runs
+
+
 def _quality_of(context: TaskContext, partition: Partition, label_rows: int) -> list[Measurement]:
-    """Loss and metrics of every version on the partition's due rows, and the paired difference where there are two."""
-    spec = context.spec
-    scoring = scoring_of(context, partition.key)
-    deployment = scoring.read(ScoringBody).deployment
-    rows = predictions_of(context, partition, scoring.run.run_id)
-    # due by time, not by arrival: rows whose labels happen to come early would flatter or slander the model
-    due_before = pa.scalar(context.as_of - spec.label.delay, pa.timestamp("us", tz="UTC"))
-    due = rows.filter(pc.less_equal(rows[spec.event_time], due_before))
+    """Loss and metrics of every version on the partition's due rows, and the paired differences."""
+    spec, runs = context.spec, _runs_of(context, partition.key)
+    deployments = [scoring_of(context, partition.key).read(ScoringBody).deployment]
+    now = context.stores.ledger.deployment(context.model)
+    if now is not None and now.rollout_id != deployments[0].rollout_id:
+        deployments.append(now)
+    champions = {deployment.champion for deployment in deployments}
     labels = labels_known(context, partition.start, partition.end)
     figures = _Figures(context, partition)
     figures.add(Figure.LABEL_ROWS, "", label_rows, label_rows)
+    due = {run_id: _due(context, partition, run_id) for run_id in set(runs.values())}
     losses: dict[str, pd.Series] = {}
-    for version in deployment.versions:
-        scored = due.filter(pc.equal(due["model_version"], version))
+    for version, run_id in runs.items():
+        scored = due[run_id].filter(pc.equal(due[run_id]["model_version"], version))
         figures.add(Figure.DUE, version, scored.num_rows, scored.num_rows)
-        frame = quality.join(scored, labels, spec.entity).to_pandas()
+        frame: pd.DataFrame = quality.join(scored, labels, spec.entity).to_pandas()
         frame = frame[frame["prediction"].notna()]
         if not frame.empty:
-            reference = _reference_of(context, version, needed=version == deployment.champion)
+            reference = _reference_of(context, version, needed=version in champions)
             losses[version] = _add_losses(context, figures, version, frame, reference)
-    if deployment.challenger in losses and deployment.champion in losses:
-        _add_paired(figures, deployment, losses, partition)
+    for deployment in deployments:
+        if deployment.challenger in losses and deployment.champion in losses:
+            _add_paired(figures, deployment, losses, partition)
     return figures.taken
+
+
+def _due(context: TaskContext, partition: Partition, run_id: str) -> pa.Table:
+    """What one run predicted for the rows whose labels should be known.
+
+    Due by time, not by arrival: rows whose labels happen to come early would flatter or slander the model.
+    """
+    rows = predictions_of(context, partition, run_id)
+    due_before = pa.scalar(context.as_of - context.spec.label.delay, pa.timestamp("us", tz="UTC"))
+    return rows.filter(pc.less_equal(rows[context.spec.event_time], due_before))
 
 
 def _reference_of(context: TaskContext, version: str, *, needed: bool) -> MonitoringReference | None:

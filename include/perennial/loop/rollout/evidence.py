@@ -59,8 +59,20 @@ def collect_evidence(context: TaskContext, now: Deployment) -> RolloutEvidence:
         for health in ledger.entries(model, kind=Kind.HEALTH, since=entry.seq)
     }
     pairs = _paired(ledger, now)
+    rescored = lane.rescorings_of(ledger, now)
     stages = tuple(
-        _stage_evidence(context, now, stage, scorings.get(stage, {}), predictions, pairs)
+        _stage_evidence(
+            context,
+            now,
+            stage,
+            scorings.get(stage, {}),
+            predictions,
+            {
+                key: pair
+                for key, pair in pairs.items()
+                if key in scorings.get(stage, {}) or key in rescored.get(stage, {})
+            },
+        )
         for stage in range(now.stage + 1)
     )
     return RolloutEvidence(
@@ -98,7 +110,7 @@ def _stage_evidence(
     predictions: dict[str, dict[str, ColumnProfile]],
     pairs: dict[str, PairedSum],
 ) -> StageEvidence:
-    """One stage. `scorings`, `predictions` by version, and `pairs` are by partition key."""
+    """One stage. `scorings`, `predictions` by version, and `pairs` (of the stage) are by partition key."""
     champion, challenger = now.champion, str(now.challenger)
     bodies = scorings.values()
     measured = [predictions[key] for key in predictions if key in scorings]
@@ -110,7 +122,7 @@ def _stage_evidence(
         champion_missing=sum(body.missing.get(champion, 0) for body in bodies),
         challenger_missing=sum(body.missing.get(challenger, 0) for body in bodies),
         scored=sum(body.rows for body in bodies),
-        paired=tuple(pairs[key] for key in sorted(pairs) if key in scorings),
+        paired=tuple(pairs[key] for key in sorted(pairs)),
         champion_predictions=_merged([columns[champion] for columns in measured if champion in columns]),
         challenger_predictions=_merged([columns[challenger] for columns in measured if challenger in columns]),
     )

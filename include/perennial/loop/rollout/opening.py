@@ -162,8 +162,8 @@ def _opened(context: TaskContext, champion: str, version: ModelVersion, approved
     """What is fixed before the first row is seen: what was learnt, the size of a partition, the first stage."""
     policy = context.spec.rollout_plan
     start = rule.start(artifacts.evidence_of(context, version.run_id), policy, champion, _blind(context))
-    scored = context.stores.ledger.entries(context.model, kind=Kind.SCORING, newest=_BATCHES)
-    rows = [entry.read(ScoringBody).rows for entry in scored if entry.verdict == Event.SERVED]
+    served = context.stores.ledger.entries(context.model, kind=Kind.SCORING, verdict={Event.SERVED}, newest=_BATCHES)
+    rows = [entry.read(ScoringBody).rows for entry in served]
     return OpenedBody(
         version=version.version,
         artifact_digest=artifacts.digest_of(context, version.version),
