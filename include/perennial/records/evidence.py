@@ -44,6 +44,8 @@ class OrdinaryVariation(Strict):
     rows: tuple[tuple[int, int, int], ...] = ()
     #: a row a batch, in the order of `measures`; None where there was nothing to compare with
     distances: tuple[tuple[float | None, ...], ...] = ()
+    #: whether the newest batch was beyond them, and so is not among them
+    alarmed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from perennial.decisions import statistics
 from perennial.decisions.conclusions import conclude, normalised
@@ -25,9 +26,16 @@ from perennial.records import (
 )
 from perennial.spec import Monitoring
 
-RULE, VERSION = "drift", "4"
+RULE, VERSION = "drift", "5"
+
+
+def _every_batch_was_ordinary(body: dict[str, Json]) -> None:
+    """Version 4 put batches with an alarm among the ordinary ones."""
+    body["evidence"]["earlier"]["alarmed"] = False
+
+
 #: version 3 took rows as independent and called nearly every real batch
-FORMER: tuple[Former, ...] = ()
+FORMER = (Former("4", complete=_every_batch_was_ordinary),)
 #: earlier batches that are kept: a year of weeks. More would cost more and say little more of the tail
 MAX_BATCHES = 60
 
@@ -98,11 +106,14 @@ def decide(evidence: DriftEvidence, policy: Monitoring, history: None = None) ->
 def extended(evidence: DriftEvidence, policy: Monitoring) -> OrdinaryVariation:
     """The ordinary variation for the next batch: this batch's distances behind the earlier ones, the oldest left out.
 
-    A distance beyond its line of alarm counts as the line: a fault is no ordinary variation, and one that comes again
-    and again becomes ordinary slowly.
+    A batch beyond its line of alarm is a fault, and no ordinary variation. Where the one before was beyond it too, the
+    world varies more than it did: the batch is counted, and no distance as more than its line.
     """
     own = distances(evidence)
     score = ordinary.judge(evidence, own, policy.alpha).score
+    alarmed = max(score.values(), default=0.0) > 1
+    if alarmed and not evidence.earlier.alarmed:
+        return replace(evidence.earlier, alarmed=True)
     own = {measure: _short(value / max(1.0, score[measure])) for measure, value in own.items()}
     earlier = evidence.earlier
     measures = tuple(sorted({*earlier.measures, *own}))
@@ -115,6 +126,7 @@ def extended(evidence: DriftEvidence, policy: Monitoring) -> OrdinaryVariation:
         batches=(*earlier.batches, evidence.partition)[-MAX_BATCHES:],
         rows=(*earlier.rows, (evidence.current.rows, evidence.reference.rows, season))[-MAX_BATCHES:],
         distances=tuple(tuple(values.get(measure) for measure in measures) for values in (*table, own))[-MAX_BATCHES:],
+        alarmed=alarmed,
     )
 
 

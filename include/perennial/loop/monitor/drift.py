@@ -28,6 +28,7 @@ from perennial.records import (
     Partition,
     Profile,
     ReferenceKind,
+    Verdict,
     concluded,
     from_json,
 )
@@ -207,10 +208,24 @@ def compared_with(context: TaskContext, key: str, accepted: Sequence[str]) -> tu
     policy = context.spec.monitoring
     before = list(accepted[: bisect_left(accepted, key)])
     if policy.reference == "trailing" and before:
-        return before[-TRAILING_PARTITIONS:], "trailing"
+        return _trailing(context, before), "trailing"
     if policy.reference == "season" and (season := _same_season(context, key, accepted)):
         return [season], "season"
     return [], "training"
+
+
+def _trailing(context: TaskContext, before: Sequence[str]) -> list[str]:
+    """The newest batches, without single ones that were called DRIFTED: beside a fault every sound batch looks odd.
+
+    Where the batch after it was called too, the world has changed, and it is what the next one is compared with.
+    """
+    near = before[-2 * TRAILING_PARTITIONS :]
+    heads = context.stores.ledger.heads(context.model, kind=Kind.DRIFT, since=near[0])
+    verdicts = {head.subject: head.verdict for head in heads}
+    called = [verdicts.get(key) == Verdict.DRIFTED for key in near]
+    followed = [*called[1:], False]
+    sound = [key for key, here, after in zip(near, called, followed, strict=True) if after or not here]
+    return (sound or list(near))[-TRAILING_PARTITIONS:]
 
 
 def _same_season(context: TaskContext, key: str, accepted: Sequence[str]) -> str | None:
