@@ -230,7 +230,8 @@ def _realised(measured: Iterable[Measurement], score_bins: int) -> tuple[Quality
                 QualityPoint(
                     partition=key,
                     loss=_sum_of(loss, figures.get((Figure.LOSS_SQUARED, ""))),
-                    scored=due.rows if due is not None else loss.rows,
+                    # a label that was due by a former, shorter `label.delay` stays known
+                    scored=max(loss.rows, due.rows if due is not None else 0),
                     score_bins=_score_bins(figures, score_bins),
                     above_constant=_above_constant(figures),
                 )
