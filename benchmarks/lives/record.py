@@ -31,6 +31,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "evidence alone": {"retraining": {"max_age": "never"}},
     "calendar alone": {"retraining": {"alpha": 1e-12, "min_loss": 1e6}},
 }
+#: the loop that is told what a fit costs, with `retraining.cost`
+TOLD = "loop, told the price"
+#: it lives once, at the middle price; below half of that, where a fit costs next to nothing, nobody would name a cost
+TOLD_AT, TOLD_FROM = 0.5, 0.25
 FIXED = ("every batch", "every batch, 90 days", "monthly, all", "monthly, 90 days")
 
 
@@ -98,6 +102,8 @@ def record_of(task: Task) -> Record:
         if task.rivals:
             _beside(record, model, life, task.most_fits)
             record.seconds["rivals"] = time.perf_counter() - begun
+            if life.batches is not None and task.variants:
+                _add_told(record, history, Path(root) / "told")
         elif life.batches is not None:
             _alone(record, life.batches)
         for variant in task.variants:
@@ -219,6 +225,21 @@ def _add_costs(record: Record, world: World, policies: dict[str, Policy]) -> Non
         record.prices.append(price)
         record.costs.append(costs)
     record.area = {name: float(np.mean([costs[name] for costs in record.costs])) for name in record.costs[0]}
+
+
+def _add_told(record: Record, history: History, folder: Path) -> None:
+    """A life of the loop that is told the middle price, and what it costs at every price; below it the loop's own."""
+    a_batch = record.loss["never"] * record.rows / record.batches
+    price = record.prices[PRICES.index(TOLD_AT)]
+    life = live(write_model(history, folder, {"retraining": {"cost": price * a_batch}}))
+    record.seconds[TOLD] = life.seconds
+    if life.batches is None:
+        return
+    lost, fits = float(life.batches.loop.sum()), len(life.retrains)
+    record.loss[TOLD], record.fits[TOLD], record.variants[TOLD] = lost / record.rows, fits, told(life)
+    for share, at, costs in zip(PRICES, record.prices, record.costs, strict=True):
+        costs[TOLD] = (lost + at * a_batch * fits) / record.rows if share >= TOLD_FROM else costs["loop"]
+    record.area[TOLD] = float(np.mean([costs[TOLD] for costs in record.costs]))
 
 
 def highest_price(pairs: Floats, days: Sequence[int], batch: float) -> float:
