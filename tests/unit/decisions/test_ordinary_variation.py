@@ -194,3 +194,32 @@ def test_what_is_kept_is_bounded(weeks: list[Batch]) -> None:
         earlier = drift.extended(evidence, POLICY)
     assert len(earlier.batches) == len(earlier.distances) == len(earlier.rows) == drift.MAX_BATCHES
     assert earlier.batches[-1] == "again 39"
+
+
+def test_a_fault_is_no_ordinary_variation(weeks: list[Batch]) -> None:
+    """The next fault in the same column is called as if there had been none before."""
+    life = Life(weeks, 20)
+    broken = life.counted({**weeks[20], "temperature": np.full(ROWS, 100.0)})
+    before = life.known(20)
+    fault = life.evidence(20, broken, before)
+    assert drift.decide(fault, POLICY).verdict is Verdict.DRIFTED
+    after = drift.extended(fault, POLICY)
+    assert after == replace(before, alarmed=True)
+    # the batch after it is ordinary again, and counts
+    calm = drift.extended(life.evidence(21, life.profiles[21], after), POLICY)
+    assert (calm.batches[-1], calm.alarmed) == (life.evidence(21, life.profiles[21], after).partition, False)
+    assert len(calm.batches) == len(before.batches) + 1
+
+
+def test_alarms_in_a_row_become_ordinary_and_none_counts_as_more_than_its_line(weeks: list[Batch]) -> None:
+    life = Life(weeks, 20)
+    broken = life.counted({**weeks[20], "temperature": np.full(ROWS, 100.0)})
+    earlier, scores = life.known(20), []
+    for _ in range(6):
+        fault = life.evidence(20, broken, earlier)
+        decision = drift.decide(fault, POLICY)
+        scores.append(decision.statistics["columns"]["temperature"]["score"])
+        earlier = drift.extended(fault, POLICY)
+    known = earlier.batches.count(fault.partition)
+    assert known == 5
+    assert scores[0] == scores[1] > scores[2] > scores[5]

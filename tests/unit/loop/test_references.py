@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from made_model import MadeModel, write_model
 
+from perennial.loop import monitor
+from perennial.loop.monitor.drift import compared_with
 from perennial.records import Decision, DriftEvidence, MonitoringResult, Profile, from_json, to_json
 from perennial.stores.memory import open_memory
 from perennial.stores.ports import Stores
@@ -68,6 +71,48 @@ def test_without_such_a_season_the_training_rows_and_the_holdout_are_the_referen
     found = evidence(stores, made, 0)
     assert found.reference_kind == "training"
     assert found.reference.columns["prediction"] == stores.registry.profile("made", "1").columns["prediction"]
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def far_away(rows: pa.Table) -> pa.Table:
+    """What a broken sensor sends: far from everything, and inside what the suite allows."""
+    return rows.set_column(rows.schema.get_field_index("signal"), "signal", pa.array([9.5] * rows.num_rows))
+
+
+def keys_of(made: MadeModel, *days: int) -> set[str]:
+    return {made.day(number).key for number in days}
+
+
+def test_a_single_batch_with_an_alarm_is_no_reference(own_made: MadeModel, world: World) -> None:
+    """Beside a fault the sound batch after it would look odd, and be called too."""
+    made, stores = own_made.varied(monitoring={"reference": "trailing"}), world("champion")
+    made.edit(made.day(4), far_away)
+    verdicts = [live(made, stores, range(number, number + 1)).verdict for number in range(8)]
+    assert verdicts[4] == "DRIFTED"
+    assert verdicts[5:] == ["STABLE"] * 3
+    accepted = sorted(stores.lake.partitions("accepted", "made"))
+    keys, kind = compared_with(made.context(stores, made.day(7).end), made.day(7).key, accepted)
+    assert (set(keys), kind) == (keys_of(made, 2, 3, 5, 6), "trailing")
+    # the report for people draws the same batches
+    shown = monitor.report(made.context(stores, made.day(7).end), made.day(7))
+    assert made.day(4).key not in (made.settings.reports / shown.path).read_text(encoding="utf-8")
+
+
+def test_a_change_that_lasts_becomes_the_reference(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made.varied(monitoring={"reference": "trailing"}), world("champion")
+    for number in range(4, 13):
+        made.edit(made.day(number), lambda rows: moved(rows, 6.0))
+    verdicts = [live(made, stores, range(number, number + 1)).verdict for number in range(13)]
+    assert verdicts[4:6] == ["DRIFTED", "DRIFTED"]
+    assert verdicts[-1] == "STABLE"
+
+
+def moved(rows: pa.Table, by: float) -> pa.Table:
+    """Another world: the same spread, elsewhere, within what the suite allows."""
+    column = pc.add(pc.divide(rows["signal"], 4.0), by)
+    return rows.set_column(rows.schema.get_field_index("signal"), "signal", column)
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,21 +35,16 @@ def report(context: TaskContext, partition: Partition) -> ReportResult:
         raise LedgerError(msg)
     keys, _ = compared_with(context, partition.key, sorted(stores.lake.partitions("accepted", spec.name)))
     if keys:
-        before = spec.schedule.partition_of_key(keys[-1]).bound
-        reference = _sample(context, since=keys[0], before=before, version=None)
-        against = f"batch {keys[0]}" if len(keys) == 1 else f"the batches {keys[0]} to {keys[-1]}"
+        reference = _sample(context, _spans_of(context, keys))
+        against = f"batch {keys[0]}" if len(keys) == 1 else f"the batches {', '.join(keys)}"
     else:
         snapshot = stores.registry.version(spec.name, champion).snapshot
-        reference = _sample(
-            context,
-            since=spec.schedule.key_at(snapshot.start),
-            before=spec.schedule.key_at(snapshot.end),
-            version=snapshot.accepted_version,
-        )
+        learnt = spec.schedule.key_at(snapshot.start), spec.schedule.key_at(snapshot.end)
+        reference = _sample(context, [learnt], version=snapshot.accepted_version)
         against = f"the training data of version {champion}"
     html = reports.drift_report(
         reference,
-        _sample(context, since=partition.key, before=partition.bound, version=None),
+        _sample(context, _spans_of(context, [partition.key])),
         spec,
         drift[0].read(Decision),
         rows=spec.monitoring.report_rows,
@@ -66,19 +62,25 @@ def report(context: TaskContext, partition: Partition) -> ReportResult:
     )
 
 
-def _sample(context: TaskContext, *, since: str, before: str, version: int | None) -> pd.DataFrame:
-    """At most `monitoring.report_rows` rows, evenly spread over the span: every k-th one, the same in every call."""
+def _spans_of(context: TaskContext, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """The key of each partition, and the first key after it."""
+    return [(key, context.spec.schedule.partition_of_key(key).bound) for key in keys]
+
+
+def _sample(context: TaskContext, spans: Sequence[tuple[str, str]], *, version: int | None = None) -> pd.DataFrame:
+    """At most `monitoring.report_rows` rows, evenly spread over the spans: every k-th one, the same in every call."""
     spec, lake = context.spec, context.stores.lake
     partitions = lake.partitions("accepted", spec.name, version=version)
-    total = sum(rows for key, rows in partitions.items() if since <= key < before)
+    total = sum(rows for key, rows in partitions.items() if any(since <= key < before for since, before in spans))
     step = max(1, -(-total // spec.monitoring.report_rows))
     batches: list[pa.RecordBatch] = []
     offset = 0
-    for batch in lake.scan(
-        "accepted", spec.name, columns=list(spec.features.names), since=since, before=before, version=version
-    ):
-        first = -offset % step
-        batches.append(batch.take(pa.array(np.arange(first, batch.num_rows, step))))
-        offset += batch.num_rows
+    for since, before in spans:
+        for batch in lake.scan(
+            "accepted", spec.name, columns=list(spec.features.names), since=since, before=before, version=version
+        ):
+            first = -offset % step
+            batches.append(batch.take(pa.array(np.arange(first, batch.num_rows, step))))
+            offset += batch.num_rows
     frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
     return frame
