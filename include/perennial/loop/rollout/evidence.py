@@ -60,27 +60,17 @@ def collect_evidence(context: TaskContext, now: Deployment) -> RolloutEvidence:
     }
     pairs = _paired(ledger, now)
     rescored = lane.rescorings_of(ledger, now)
-    stages = tuple(
-        _stage_evidence(
-            context,
-            now,
-            stage,
-            scorings.get(stage, {}),
-            predictions,
-            {
-                key: pair
-                for key, pair in pairs.items()
-                if key in scorings.get(stage, {}) or key in rescored.get(stage, {})
-            },
-        )
-        for stage in range(now.stage + 1)
-    )
+    stages = []
+    for stage in range(now.stage + 1):
+        seen = scorings.get(stage, {}).keys() | rescored.get(stage, set())
+        of_stage = {key: pair for key, pair in pairs.items() if key in seen}
+        stages.append(_stage_evidence(context, now, stage, scorings.get(stage, {}), predictions, of_stage))
     return RolloutEvidence(
         rollout_id=str(now.rollout_id),
         champion=now.champion,
         challenger=str(now.challenger),
         strategy=now.strategy,
-        stages=stages,
+        stages=tuple(stages),
         partitions_in_stage=len(scorings.get(now.stage, {})),
         as_of=context.as_of,
         opened_at=entry.as_of,
