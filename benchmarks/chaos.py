@@ -34,7 +34,7 @@ from typing import Any
 from disturbed import oracle
 from disturbed.commands import answer
 from disturbed.life import Life, Story
-from disturbed.parts import Parts
+from disturbed.parts import SHORT_LIFE_WAIT_SECONDS, WAIT_SECONDS, Parts
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +71,7 @@ def main() -> int:
     arguments.add_argument("--minutes", type=float, default=20, help="no life begins after that, and none goes on")
     arguments.add_argument("--lives", type=int, default=1000, help="at most so many")
     arguments.add_argument("--results", type=Path, default=RESULTS, help="where the figures are written")
-    arguments.add_argument("--short", action="store_true", help="each disturbance lasts for a second or so")
+    arguments.add_argument("--short", action="store_true", help="all commands are disturbed, for a second or so")
     given = arguments.parse_args()
     lives = []
     for lived in live(given.seed, given.batches, given.minutes, given.lives, short=given.short):
@@ -116,7 +116,7 @@ class _Undisturbed:
 
 
 def _undisturbed(folder: Path, made: Any, batches: int) -> _Undisturbed:
-    with _parts(folder, made, None, plain=True) as parts:
+    with _parts(folder, made, None, short=True, plain=True) as parts:
         life = Life(parts, made, None, {})
         life.live(batches)
         remains = answer(oracle.remains, parts.direct)
@@ -131,7 +131,7 @@ def _disturbed(
 ) -> Lived:
     postgres = os.environ.get("PERENNIAL_TEST_POSTGRES") if seed % 2 else None
     began, wanted = time.monotonic(), undisturbed.remains
-    with _parts(folder, made, postgres) as parts:
+    with _parts(folder, made, postgres, short=short) as parts:
         life = Life(parts, made, random.Random(seed), undisturbed.usual, short=short)
         lived = life.live(batches, until)
         found = answer(oracle.remains, parts.direct)
@@ -161,8 +161,9 @@ def _looked(life: Life) -> list[str]:
     return faults
 
 
-def _parts(folder: Path, made: Any, postgres: str | None, *, plain: bool = False) -> Parts:
-    return Parts(folder, made.spec.folder.parent, made.settings.suites, postgres, plain=plain)
+def _parts(folder: Path, made: Any, postgres: str | None, *, short: bool, plain: bool = False) -> Parts:
+    wait = SHORT_LIFE_WAIT_SECONDS if short else WAIT_SECONDS
+    return Parts(folder, made.spec.folder.parent, made.settings.suites, postgres, wait_seconds=wait, plain=plain)
 
 
 def _written(folder: Path, batches: int) -> Any:

@@ -15,15 +15,15 @@ from disturbed import oracle
 from disturbed.commands import Ended, Running, answer
 from disturbed.parts import Parts, away, room
 
-#: a command that takes so long is stuck: the slowest takes seconds, and waits for stores for less than a minute
-LIMIT_SECONDS = 180
+#: a command that takes so long is stuck: the slowest takes seconds, and waits for stores for minutes at most
+LIMIT_SECONDS = 600
 #: tries that nothing disturbs; the first may still find the store that was cut off coming back
 UNDISTURBED_TRIES = 4
-#: share of commands that are disturbed, and of their second tries
-DISTURBED, DISTURBED_AGAIN = 0.5, 0.3
-#: how long a process stands still or a store is away; longer and shorter than what a command waits for. In a short
-#: life, of a test, always shorter
-AWAY_SECONDS, SHORT_SECONDS = (0.2, 9.0), (0.1, 1.5)
+#: share of commands that are disturbed, in a short life, of a test, all of them; and of their second tries
+DISTURBED, SHORT_DISTURBED, DISTURBED_AGAIN = 0.5, 1.0, 0.3
+#: for how long at most a process stands still or a store is away: longer than what a command waits for, and in a short
+#: life shorter. A sixth of it is the mean
+AWAY_SECONDS, SHORT_SECONDS = 25.0, 1.5
 #: the part of a life in which batches come late and are only scored: what is decided depends on their order
 LATE_SHARE = 0.1
 #: an error that is an answer: the sensor asks again with the next batch
@@ -55,6 +55,7 @@ class Life:
         """`usual`: how long each command takes undisturbed, in seconds: the moments are drawn from that."""
         self.parts, self.made, self.draw, self.usual = parts, made, draw, usual
         self.away = SHORT_SECONDS if short else AWAY_SECONDS
+        self.share = SHORT_DISTURBED if short else DISTURBED
         self.story = Story()
         #: after each batch of an undisturbed life
         self.seen: list[oracle.Look] = []
@@ -124,7 +125,7 @@ class Life:
     def _do(self, *words: str) -> None:
         """Type a command, disturb it perhaps, and type it again until it ends well."""
         self.story.commands += 1
-        chance, undisturbed = DISTURBED, 0
+        chance, undisturbed = self.share, 0
         while undisturbed < UNDISTURBED_TRIES:
             self.story.tries += 1
             if self.draw is not None and self.draw.random() < chance:
@@ -180,6 +181,9 @@ class Life:
         assert self.draw is not None
         return self.draw
 
+    def _pause(self) -> float:
+        return min(self.away, self._draw.expovariate(6 / self.away))
+
     def _moment(self, words: tuple[str, ...]) -> float:
         """Some time in the command's run, a little beyond its usual end."""
         seconds = self.story.seconds.get(words[0])
@@ -195,7 +199,7 @@ class Life:
         running = Running(words, self.parts.environment)
         running.has_ended(self._moment(words))
         running.send(signal.SIGSTOP)
-        time.sleep(self._draw.uniform(*self.away))
+        time.sleep(self._pause())
         running.send(signal.SIGCONT)
         return self._wait(running, words)
 
@@ -204,7 +208,7 @@ class Life:
         running.has_ended(self._moment(words))
         end = begin(self._draw)
         try:
-            running.has_ended(self._draw.uniform(*self.away))
+            running.has_ended(self._pause())
         finally:
             end()
         return self._wait(running, words)
@@ -219,7 +223,7 @@ class Life:
         first.send(signal.SIGSTOP)
         second = Running(words, self.parts.environment)
         # the frozen one may hold a lock that the second one waits for, and gives up
-        second.has_ended(self._draw.uniform(*self.away))
+        second.has_ended(self._pause())
         first.send(signal.SIGCONT)
         return self._worse([self._wait(each, words) for each in (first, second)])
 

@@ -25,8 +25,9 @@ from typing import Self
 
 from disturbed.relay import Relay
 
-#: how long a command waits for a store before it fails: shorter than by default, so that a life has time for many cuts
-WAIT_SECONDS = 6
+#: how long a command waits for a store before it fails. In a short life longer: it runs beside other tests, and a store
+#: that is slow because the machine is busy is not away
+WAIT_SECONDS, SHORT_LIFE_WAIT_SECONDS = 20, 120
 #: MLflow imports for some seconds, on a busy machine for a minute
 START_SECONDS = 240
 
@@ -86,7 +87,9 @@ class Mlflow:
 class Parts:
     """All that one life of a model needs, below one folder."""
 
-    def __init__(self, folder: Path, models: Path, suites: Path, postgres: str | None, *, plain: bool = False) -> None:
+    def __init__(
+        self, folder: Path, models: Path, suites: Path, postgres: str | None, *, wait_seconds: int, plain: bool = False
+    ) -> None:
         """`postgres`: a SQLAlchemy URL of a database from which others may be created; None: SQLite.
 
         `plain`: no servers and nothing to disturb, for the undisturbed life: MLflow on a SQLite file.
@@ -116,7 +119,7 @@ class Parts:
             "PERENNIAL_LAKE": str(self.home / "lake"),
             "PERENNIAL_HEADS": str(folder / "heads"),
             "PERENNIAL_HEADS_KEY": str(folder / "heads.pem"),
-            "PERENNIAL_WAIT_SECONDS": str(WAIT_SECONDS),
+            "PERENNIAL_WAIT_SECONDS": str(wait_seconds),
             "GX_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
