@@ -63,8 +63,8 @@ def report(context: TaskContext, partition: Partition) -> ReportResult:
         path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise StoreError(
-            f"the report at {path} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let its "
-            "folder be written; then it may run again."
+            f"the report at {path} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let "
+            "its folder be written; then it may run again."
         ) from error
     removed = reports.keep_newest(folder, spec.monitoring.keep_reports)
     return ReportResult(

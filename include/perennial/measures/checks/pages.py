@@ -105,6 +105,6 @@ def _replace(file: Path, text: str) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise StoreError(
-            f"the Data Docs at {file} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let its "
-            "folder be written; then it may run again."
+            f"the Data Docs at {file} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let "
+            "its folder be written; then it may run again."
         ) from error
