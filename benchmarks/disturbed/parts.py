@@ -50,7 +50,13 @@ class Mlflow:
         log = self._folder / "server.log"
         with log.open("a") as sink:
             self._server = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, cwd=self._folder, start_new_session=True
+                command,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                start_new_session=True,
+                # its job runners are many processes that nothing here uses
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
