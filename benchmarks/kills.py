@@ -1,43 +1,34 @@
-"""`make chaos`: commands are killed, typed again, and must end where an undisturbed run ends. On real stores.
+"""`make chaos`, first part: commands are killed, typed again, and must end where one run would have. On real stores.
 
 Each command of the loop is killed by SIGKILL at random moments of its run (`--kills`, seeded), and once after each of
 its writes to a store (`--writes`). Then the same command is typed again, and the state is compared with that of a run
 that nobody disturbed: who serves, in the ledger and in MLflow, what was served, the versions, the lease, and what
-`perennial doctor` finds. Worlds are lived once; a run is a fork of a process that has imported everything.
+`perennial doctor` finds. Worlds are lived once. `chaos.py` disturbs whole lives.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT / "tests" / "support"))
+# makes the next ones known
+from disturbed.commands import Ended, Running, answer
+from made_model import MadeModel, settings_in, write_model
+from states import rows_of
 
-from dying import WRITES  # noqa: E402 - found by the line above
-from made_model import MadeModel, settings_in, write_model  # noqa: E402 - the same
-from states import rows_of  # noqa: E402 - the same
+from perennial.records import to_json
+from perennial.stores.open import open_stores
+from perennial.stores.ports import RETRAIN_LEASE, Stores
 
-from perennial.cli import app, shell  # noqa: E402 - the same
-from perennial.records import to_json  # noqa: E402 - the same
-from perennial.settings import Settings  # noqa: E402 - the same
-from perennial.stores.open import open_stores  # noqa: E402 - the same
-from perennial.stores.ports import RETRAIN_LEASE, Stores  # noqa: E402 - the same
-
-#: exit code of a command that died after a write
-DEAD = 9
+#: far more than a command takes
+LIMIT_SECONDS = 300
 REASON = ("--reason", "chaos")
 
 
@@ -101,7 +92,7 @@ class Chaos:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.made = write_model(root / "model")
-        _answer_of(self._live)
+        answer(self._live)
 
     def _live(self) -> None:
         """The loop lived once; its home is copied at each point."""
@@ -138,13 +129,12 @@ class Chaos:
         world, words = COMMANDS[name]
         figures = Figures()
         whole = self._copy(world)
-        before = time.monotonic()
-        assert self._type(whole, words) == 0, f"{name} fails undisturbed; see the end of {whole / 'said.txt'}"
-        lasted = time.monotonic() - before
+        undisturbed = self._type(whole, words)
+        assert undisturbed.code == 0, f"{name} fails undisturbed: {undisturbed.output}"
         wanted = self._state(whole)
         shutil.rmtree(whole)
         for _ in range(kills):
-            moment = draw.uniform(0, lasted)
+            moment = draw.uniform(0, undisturbed.seconds)
             self._try(figures, world, words, wanted, f"killed after {moment:.3f} s", after=moment)
         number = 0
         while writes:
@@ -166,16 +156,18 @@ class Chaos:
     ) -> bool:
         """One kill and the same command again; whether it died."""
         home = self._copy(world)
-        died = self._type(home, words, after=after, write=write) != 0
+        died = self._type(home, words, after=after, write=write).code != 0
         figures.tried += 1
         figures.killed += died
         if died:
-            figures.differed += self._type(home, ("doctor", "made")) == 1
-            code = self._type(home, words)
+            figures.differed += self._type(home, ("doctor", "made")).code == 1
+            again = self._type(home, words)
             state = self._state(home)
-            if code or state != wanted:
+            if again.code or state != wanted:
                 differing = [key for key in wanted if state[key] != wanted[key]]
-                figures.wrong.append(f"{how}: exit code {code}, other {differing}: {[state[key] for key in differing]}")
+                figures.wrong.append(
+                    f"{how}: exit code {again.code}, other {differing}: {[state[key] for key in differing]}"
+                )
         shutil.rmtree(home)
         return died
 
@@ -184,29 +176,17 @@ class Chaos:
         shutil.copytree(self.root / world, home)
         return home
 
-    def _type(self, home: Path, words: tuple[str, ...], *, after: float | None = None, write: int | None = None) -> int:
-        """Type a command in a process of its own; its exit code, negative where a signal ended it."""
-        pid = os.fork()
-        if not pid:
-            self._run(home, words, write)
+    def _type(
+        self, home: Path, words: tuple[str, ...], *, after: float | None = None, write: int | None = None
+    ) -> Ended:
+        """Type a command; `after` so many seconds it is killed, or it dies after that many writes."""
+        running = Running(words, self._environment(home), dies_after=write)
         if after is not None:
-            time.sleep(after)
-            os.kill(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    def _run(self, home: Path, words: tuple[str, ...], write: int | None) -> NoReturn:
-        """The command, in the forked process, which ends with it."""
-        os.environ.update(self._environment(home))
-        code = 1
-        try:
-            with (home.parent / "said.txt").open("a") as said, redirect_stdout(said), redirect_stderr(said):
-                if write is not None:
-                    shell.stores_now = lambda: _dying(Settings(), write)  # type: ignore[assignment]
-                app(list(words), standalone_mode=True)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            os._exit(code)
+            running.has_ended(after)
+            running.send(signal.SIGKILL)
+        ended = running.ended(LIMIT_SECONDS)
+        assert ended is not None, f"`perennial {' '.join(words)}` is still running after {LIMIT_SECONDS} s"
+        return ended
 
     def _environment(self, home: Path) -> dict[str, str]:
         settings = settings_in(home.parent)
@@ -220,13 +200,14 @@ class Chaos:
         }
 
     def _state(self, home: Path) -> dict[str, Any]:
-        def look() -> dict[str, Any]:
-            with open_stores(settings_in(home.parent)) as stores:
-                return state_of(stores)
-
-        found: dict[str, Any] = _answer_of(look)
-        found["doctor"] = self._type(home, ("doctor", "made"))
+        found: dict[str, Any] = answer(_looked, home.parent)
+        found["doctor"] = self._type(home, ("doctor", "made")).code
         return found
+
+
+def _looked(folder: Path) -> dict[str, Any]:
+    with open_stores(settings_in(folder)) as stores:
+        return state_of(stores)
 
 
 def _enter(made: MadeModel, stores: Stores, stage: int) -> None:
@@ -253,53 +234,6 @@ def state_of(stores: Stores) -> dict[str, Any]:
         "lease": ledger.holder("made", RETRAIN_LEASE) is not None,
         "chain": ledger.verify("made") > 0,
     }
-
-
-def _dying(settings: Settings, writes: int) -> Stores:
-    """The stores of a process that ends without a word after so many writes."""
-    stores, left = open_stores(settings), [writes]
-
-    class Dying:
-        def __init__(self, store: Any) -> None:
-            self._store = store
-
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(self._store, name)
-            if name not in WRITES:
-                return found
-
-            def write(*args: Any, **kwargs: Any) -> Any:
-                result = found(*args, **kwargs)
-                left[0] -= 1
-                if left[0] == 0:
-                    os._exit(DEAD)
-                return result
-
-            return write
-
-    return Stores(lake=Dying(stores.lake), ledger=Dying(stores.ledger), registry=Dying(stores.registry))  # type: ignore[arg-type]
-
-
-def _answer_of(call: Callable[[], Any]) -> Any:
-    """What a call answers in a process of its own: threads of the stores' libraries do not outlive a fork."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            os.close(reading)
-            with os.fdopen(writing, "w") as answer:
-                json.dump(call(), answer)
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code:
-        sys.exit(f"a process that was not to be killed ended with code {code}")
-    return json.loads(text)
 
 
 if __name__ == "__main__":

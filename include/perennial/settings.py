@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     whoever can write to the ledger's database cannot write to. By default nowhere."""
     heads_key: Path | None = None
     """PEM file with the Ed25519 key that signs the heads (`openssl genpkey -algorithm ed25519`); to verify, its public
-    half is enough."""
+    half is enough, with those of former keys below it."""
     suites: Path = PROJECT / "great_expectations"
     """Folder that holds `expectations/<suite>.json`."""
     mlflow: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")

@@ -266,6 +266,63 @@ def test_a_number_that_no_rule_can_judge_is_not_stored(ledger: SqlLedger, value:
     assert ledger.measurements("flight_delay") == ()
 
 
+@pytest.mark.parametrize("values", [[0.5, 0.6, 0.5], [0.5, 0.6, 0.5, 0.5], [0.5, 0.6, 0.5, 0.6, 0.5]])
+def test_figures_that_return_to_what_they_were_hold(ledger: SqlLedger, values: list[float]) -> None:
+    """Labels of a batch come, are withdrawn and come again, and a run that is tried again measures each time."""
+    first = Measurement("flight_delay", WEEK_1, "log_loss", "1", 0.5, 100, NOW)
+    other = replace(first, partition=WEEK_2)
+    for value in values:
+        ledger.measure([replace(first, value=value), other], subject=WEEK_2, run=RUN)
+        ledger.verify()
+    assert {one.value for one in ledger.measurements("flight_delay", partition=WEEK_1)} == {values[-1]}
+    # a try that finds its own figures there adds nothing
+    assert len(ledger.entries("flight_delay")) == sum(
+        before != after for before, after in zip([None, *values], values, strict=False)
+    )
+
+
+def test_figures_of_a_part_of_the_partitions_are_the_newest_of_these(ledger: SqlLedger) -> None:
+    first = Measurement("flight_delay", WEEK_1, "log_loss", "1", 0.5, 100, NOW)
+    second = replace(first, partition=WEEK_2)
+    for numbers in ([first, second], [replace(second, value=0.7)], [first, second], [first, second]):
+        ledger.measure(numbers, subject=WEEK_2, run=RUN)
+        ledger.verify()
+    assert len(ledger.entries("flight_delay")) == 3
+
+
+class Elsewhere:
+    """A place for heads that writes to the ledger itself: it could not while a transaction holds the chain."""
+
+    def __init__(self, url: str) -> None:
+        self.kept: list[str] = []
+        self._other = SqlLedger(make_engine(url, wait_seconds=0.5))
+
+    def keep(self, entry: LedgerEntry) -> None:
+        append(self._other, key=f"kept {len(self.kept)}")
+        self.kept.append(entry.id)
+
+    def close(self) -> None:
+        self._other.close()
+
+
+def test_heads_are_kept_after_the_transaction_also_by_a_second_try(ledger_url: str) -> None:
+    upgrade(ledger_url)
+    heads = Elsewhere(ledger_url)
+    ledger = SqlLedger(make_engine(ledger_url), heads)  # type: ignore[arg-type]
+    number = Measurement("flight_delay", WEEK_1, "log_loss", "1", 0.5, 100, NOW)
+    for write in (
+        lambda: append(ledger, key="once"),
+        lambda: deploy(ledger, 1, key="first"),
+        lambda: ledger.measure([number], subject=WEEK_1, run=RUN),
+    ):
+        write()
+        write()
+    assert len(heads.kept) == 6
+    assert len(set(heads.kept)) == 3
+    ledger.close()
+    heads.close()
+
+
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 

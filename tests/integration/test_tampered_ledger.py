@@ -49,6 +49,11 @@ def write_key(file: Path) -> None:
     file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
+def public_half(file: Path) -> bytes:
+    key = load_pem_private_key(file.read_bytes(), password=None)
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 def settings_in(folder: Path, heads: str | None = None) -> Settings:
     return Settings(
         home=folder,
@@ -246,15 +251,35 @@ def test_an_exported_file_is_enough_and_is_never_overwritten(folder: Path) -> No
 def test_the_public_half_of_the_key_verifies_and_another_key_does_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads, key = str(folder / "heads"), load_pem_private_key((folder / "key.pem").read_bytes(), password=None)
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (folder / "public.pem").write_bytes(public)
+    heads = str(folder / "heads")
+    (folder / "public.pem").write_bytes(public_half(folder / "key.pem"))
     monkeypatch.setenv("PERENNIAL_HEADS_KEY", str(folder / "public.pem"))
     assert f"{2 * ENTRIES} signed heads" in perennial("ledger", "verify", "--against", heads)
     assert "cannot be used" in perennial("ledger", "export", str(folder / "new"), code=1)
     write_key(folder / "other.pem")
     monkeypatch.setenv("PERENNIAL_HEADS_KEY", str(folder / "other.pem"))
     assert "not signed with this key" in perennial("ledger", "verify", "--against", heads, code=1)
+
+
+def test_after_a_change_of_the_key_the_older_heads_are_verified_with_the_older_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/security.md says it: the new key signs, and who verifies has both public halves in one file."""
+    heads, former = str(folder / "heads"), public_half(folder / "key.pem")
+    write_key(folder / "new.pem")
+    with open_stores(settings_in(folder).model_copy(update={"heads_key": folder / "new.pem"})) as stores:
+        stores.ledger.append(**ENTRY)
+    for keys, both in (([former], False), ([public_half(folder / "new.pem")], False), ([former, None], True)):
+        ring = [key or public_half(folder / "new.pem") for key in keys]
+        (folder / "ring.pem").write_bytes(b"".join(ring))
+        monkeypatch.setenv("PERENNIAL_HEADS_KEY", str(folder / "ring.pem"))
+        said = perennial("ledger", "verify", "--against", heads, code=0 if both else 1)
+        assert ("signed heads of" if both else "not signed with this key") in said
+    # who signs may keep the former public half below the private key
+    (folder / "signs.pem").write_bytes((folder / "new.pem").read_bytes() + former)
+    monkeypatch.setenv("PERENNIAL_HEADS_KEY", str(folder / "signs.pem"))
+    assert f"{2 * ENTRIES + 1} signed heads" in perennial("ledger", "verify", "--against", heads)
+    assert "wrote 2 signed heads" in perennial("ledger", "export", str(folder / "export.jsonl"))
 
 
 @pytest.mark.parametrize(

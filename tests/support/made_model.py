@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -237,8 +237,13 @@ class MadeModel:
         return judged
 
 
-def write_model(folder: Path, task: str = "binary", end: datetime = END) -> MadeModel:
-    """Make the model below `folder`: spec, pipeline, suite, and one file of rows and of labels a day until `end`."""
+def write_model(
+    folder: Path, task: str = "binary", end: datetime = END, turns: Sequence[datetime] = (CHANGE,)
+) -> MadeModel:
+    """Make the model below `folder`: spec, pipeline, suite, and one file of rows and of labels a day until `end`.
+
+    The concept turns over on each of the days `turns`.
+    """
     model, suites = folder / "models/made", folder / "suites/expectations"
     for each in (model / "rows", model / "labels", suites):
         each.mkdir(parents=True)
@@ -248,7 +253,7 @@ def write_model(folder: Path, task: str = "binary", end: datetime = END) -> Made
     (suites / "made.json").write_text(json.dumps({"name": "made", "expectations": expectations}, indent=2))
     day = FIRST
     while day < end:
-        rows = made_rows(day, task)
+        rows = made_rows(day, task, turns)
         pq.write_table(rows.drop_columns(["outcome"]), model / f"rows/{day:%Y-%m-%d}.parquet")
         labels = rows.select(["event_id", "happened_at", "outcome"])
         pq.write_table(labels, model / f"labels/{day:%Y-%m-%d}.parquet")
@@ -275,11 +280,11 @@ def copy_model(made: MadeModel, folder: Path) -> MadeModel:
     return MadeModel(load_spec(folder / "models/made/spec.yaml"), settings_in(folder))
 
 
-def made_rows(day: datetime, task: str) -> pa.Table:
+def made_rows(day: datetime, task: str, turns: Sequence[datetime] = (CHANGE,)) -> pa.Table:
     """The rows of one day with their outcome; the day is the seed. Nothing happens after eight in the evening."""
     draw = np.random.default_rng(day.toordinal())
     signal, noise = draw.normal(size=ROWS), draw.normal(size=ROWS)
-    effect = (signal if day < CHANGE else -signal) * 2
+    effect = signal * 2 * (-1) ** sum(turn <= day for turn in turns)
     if task == "regression":
         outcome: Any = 20 + effect + draw.normal(size=ROWS)
     elif task == "binary":

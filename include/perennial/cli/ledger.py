@@ -36,11 +36,11 @@ def verify(
     """Check every hash chain; exit code 1 names the first entry that was edited, dropped or reordered.
 
     With `--against` also a chain that was cut off, emptied or forged as a whole is found; PERENNIAL_HEADS_KEY names the
-    key.
+    key, or after a change of it a file with the public halves of all that have signed.
     """
-    from perennial.stores.heads import public_key, read_heads
+    from perennial.stores.heads import public_keys, read_heads
 
-    heads = () if against is None else read_heads(against, public_key(_heads_key()))
+    heads = () if against is None else read_heads(against, public_keys(_heads_key()))
     wanted = tuple(head for head in heads if model in {None, head.model})
     checked = shell.stores_now(signs=False).ledger.verify(model, wanted)
     typer.echo(f"{checked} entries{f' of {model}' if model else ''} hold.")

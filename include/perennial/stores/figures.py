@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from math import isfinite
@@ -12,9 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.errors import EvidenceError
-from perennial.records import Kind, MeasuredBody, Measurement
+from perennial.records import Kind, LedgerEntry, MeasuredBody, Measurement
 from perennial.stores.chain import digest_of_measurements
 from perennial.stores.database import decisions, measurements, utc_text
+from perennial.stores.rows import entry_of
 
 #: what is read of a measurement: what names it, then what was measured
 _MEASURED = tuple(measurements.c[name] for name in ("partition", "name", "version", "slice", "value", "rows", "as_of"))
@@ -62,6 +63,23 @@ def cover(connection: sa.Connection, model: str, as_of: datetime, numbers: Seque
         uncovered = connection.execute(count).scalar_one()
     digests = {key: digest_of_measurements(group) for key, group in sorted(by_partition.items())}
     return MeasuredBody(digests=digests, uncovered=uncovered)
+
+
+def named(
+    connection: sa.Connection, model: str, as_of: datetime, partitions: Collection[str]
+) -> tuple[dict[str, str], LedgerEntry | None]:
+    """The digests that count now for partitions of one moment, the newest of each, and the newest entry with one."""
+    table = decisions.c
+    query = sa.select(decisions).where(
+        table.model == model, table.kind == Kind.MEASUREMENT, table.as_of == utc_text(as_of)
+    )
+    digests: dict[str, str] = {}
+    newest = None
+    for entry in map(entry_of, connection.execute(query.order_by(table.seq))):
+        own = {key: value for key, value in entry.read(MeasuredBody).digests.items() if key in partitions}
+        digests |= own
+        newest = entry if own else newest
+    return digests, newest
 
 
 def of_model(connection: sa.Connection, model: str) -> list[Measurement]:

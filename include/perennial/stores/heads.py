@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,25 +57,22 @@ def signed(entry: LedgerEntry, key: Ed25519PrivateKey) -> SignedHead:
     return replace(head, signature=key.sign(_message(head)).hex())
 
 
-def read_heads(place: str, key: Ed25519PublicKey) -> tuple[SignedHead, ...]:
+def read_heads(place: str, keys: Sequence[Ed25519PublicKey]) -> tuple[SignedHead, ...]:
     """All heads at a place: a file of them, a folder, or s3://bucket/prefix.
 
     Raises:
         LedgerError: there are none, or the place cannot be read.
-        LedgerTampered: one is not signed with the key.
+        LedgerTampered: one is signed with none of the keys.
     """
-    from cryptography.exceptions import InvalidSignature
-
     heads = []
     for where, line in _lines(place):
         try:
             head = from_json(SignedHead, json.loads(line))
-            key.verify(bytes.fromhex(head.signature), _message(head))
-        except (ValueError, TypeError, InvalidSignature) as error:
-            raise LedgerTampered(
-                f"{where}: a head is not signed with this key ({type(error).__name__}). It was edited or forged, or "
-                "PERENNIAL_HEADS_KEY names another key than the one that signed."
-            ) from error
+            is_ours = any(_has_signed(key, head) for key in keys)
+        except (ValueError, TypeError) as error:
+            raise LedgerTampered(_foreign(where, type(error).__name__)) from error
+        if not is_ours:
+            raise LedgerTampered(_foreign(where, f"{len(keys)} tried"))
         heads.append(head)
     if not heads:
         raise LedgerError(
@@ -99,21 +96,52 @@ def private_key(file: Path) -> Ed25519PrivateKey:
     return key
 
 
-def public_key(file: Path) -> Ed25519PublicKey:
-    """The key that verifies: the file may hold it, or the private one.
+def public_keys(file: Path) -> tuple[Ed25519PublicKey, ...]:
+    """The keys that verify: the public half of the one that signs now, and of each that has signed before.
+
+    The file holds them one below the other; the one that signs may stand there as its private half, at the top.
 
     Raises:
-        LedgerError: the file is missing or holds neither.
+        LedgerError: the file is missing, holds none, or one that is no Ed25519 key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    if b"PRIVATE" in _loaded(file, bytes):
-        return private_key(file).public_key()
-    key = _loaded(file, load_pem_public_key)
-    if not isinstance(key, Ed25519PublicKey):
-        raise LedgerError(_no_key(file, "it holds no public Ed25519 key"))
-    return key
+    keys: list[Ed25519PublicKey] = []
+    for block in _blocks(_loaded(file, bytes)):
+        if b"PRIVATE" in block:
+            keys.append(private_key(file).public_key())
+            continue
+        key = _loaded(file, lambda _, block=block: load_pem_public_key(block))
+        if not isinstance(key, Ed25519PublicKey):
+            raise LedgerError(_no_key(file, "it holds a public key that is no Ed25519 key"))
+        keys.append(key)
+    if not keys:
+        raise LedgerError(_no_key(file, "it holds no key in PEM"))
+    return tuple(keys)
+
+
+def _blocks(content: bytes) -> list[bytes]:
+    """The keys in a PEM file, each from its first line on."""
+    begin = b"-----BEGIN "
+    return [begin + rest for rest in content.split(begin)[1:]]
+
+
+def _has_signed(key: Ed25519PublicKey, head: SignedHead) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(bytes.fromhex(head.signature), _message(head))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _foreign(where: str, why: str) -> str:
+    return (
+        f"{where}: a head is not signed with this key ({why}). It was edited or forged, or PERENNIAL_HEADS_KEY lacks "
+        "the key that signed it: after a change of the key it needs the public half of the former one too."
+    )
 
 
 def _loaded(file: Path, load: Any) -> Any:

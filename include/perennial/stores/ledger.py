@@ -220,17 +220,17 @@ class SqlLedger:
         """Compare-and-set with its entry in one transaction; the first revision is 1. See `ports.Ledger.deploy`."""
         with self._open(self._writer) as connection:
             head = self._lock(connection, after.model)
-            if earlier := self._by_key(connection, after.model, entry.get("key")):
-                return self._witnessed(earlier)
-            before = newest_revision(connection, after.model)
-            if (before.revision if before else 0) != after.revision - 1:
-                raise DeploymentConflict(
-                    f"deployment of {after.model!r}: revision {after.revision} must follow {after.revision - 1}. "
-                    f"Found: {before}. Wanted: {after}. Read the deployment again and decide anew."
-                )
-            sealed = seal(head, model=after.model, deployment=after, **entry)
-            self._write(connection, sealed)
-            connection.execute(sa.insert(deployments).values(asdict(after)))
+            sealed = self._by_key(connection, after.model, entry.get("key"))
+            if sealed is None:
+                before = newest_revision(connection, after.model)
+                if (before.revision if before else 0) != after.revision - 1:
+                    raise DeploymentConflict(
+                        f"deployment of {after.model!r}: revision {after.revision} must follow {after.revision - 1}. "
+                        f"Found: {before}. Wanted: {after}. Read the deployment again and decide anew."
+                    )
+                sealed = seal(head, model=after.model, deployment=after, **entry)
+                self._write(connection, sealed)
+                connection.execute(sa.insert(deployments).values(asdict(after)))
         return self._witnessed(sealed)
 
     # --- measurements ------------------------------------------------------------------------------------------
@@ -262,8 +262,12 @@ class SqlLedger:
         head = self._lock(connection, model)
         body = figures.cover(connection, model, as_of, numbers)
         key = f"measured:{subject}:{run.run_id}:{digest([as_of.isoformat(), body.digests])[:ID_DIGITS]}"
-        if earlier := self._by_key(connection, model, key):
-            return earlier
+        if self._by_key(connection, model, key):
+            now, newest = figures.named(connection, model, as_of, body.digests)
+            if newest is not None and now == body.digests:
+                return newest
+            # measured otherwise in between: what was measured first counts again, and the chain must say so
+            key = f"{key}:{head.seq}"
         entry = NewEntry(
             kind=Kind.MEASUREMENT,
             subject=subject,

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from made_model import MadeModel, write_model
 
+from perennial.errors import StoreError
 from perennial.loop import monitor
 from perennial.loop.monitor.drift import compared_with
 from perennial.records import Decision, DriftEvidence, MonitoringResult, Profile, from_json, to_json
@@ -98,6 +99,16 @@ def test_a_single_batch_with_an_alarm_is_no_reference(own_made: MadeModel, world
     # the report for people draws the same batches
     shown = monitor.report(made.context(stores, made.day(7).end), made.day(7))
     assert made.day(4).key not in (made.settings.reports / shown.path).read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(own_made: MadeModel, world: World) -> None:
+    made, stores = own_made.varied(monitoring={"reference": "trailing"}), world("champion")
+    live(made, stores, range(1))
+    taken = made.settings.reports / "made"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("a file where the folder of the reports belongs")
+    with pytest.raises(StoreError, match=r"report at .* could not be written.*PERENNIAL_HOME"):
+        monitor.report(made.context(stores, made.day(0).end), made.day(0))
 
 
 def test_a_change_that_lasts_becomes_the_reference(own_made: MadeModel, world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pytest
 
 from perennial.data.sources import read_batch
-from perennial.errors import SchemaMismatch, SuiteError
+from perennial.errors import SchemaMismatch, StoreError, SuiteError
 from perennial.measures.checks import Suite, check_suite, load_suite, pages, validate
 from perennial.records import ValidationReport
 from perennial.spec import ModelSpec, load_spec
@@ -305,6 +306,20 @@ def test_the_docs_have_a_page_for_each_batch_and_an_index(suite_of: Write, tmp_p
 
 
 HOSTILE = "</script><script>alert('a')</script><img src=x onerror=alert(2)>"
+
+
+def test_a_full_disk_under_the_docs_is_named_and_nothing_is_left(suite_of: Write, tmp_path: Path) -> None:
+    suite, docs = suite_of(WEIGHT), tmp_path / "docs"
+    docs.mkdir()
+    draft = docs / f"2013-06-03T000000.{os.getpid()}.tmp"
+    draft.symlink_to("/dev/full")
+    with pytest.raises(
+        StoreError, match=r"Data Docs at .*2013-06-03T000000.html could not be written: .*No space left"
+    ):
+        check(suite, batch(), docs=docs)
+    assert not list(docs.iterdir())
+    check(suite, batch(), docs=docs)
+    assert (docs / "index.html").is_file()
 
 
 def test_what_a_category_holds_is_text_in_the_docs(suite_of: Write, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from perennial.context import TaskContext
-from perennial.errors import LedgerError
+from perennial.errors import LedgerError, StoreError
 from perennial.loop.monitor.drift import compared_with
 from perennial.loop.monitor.predictions import scoring_of
 from perennial.records import Decision, Kind, Partition, ReportResult, ScoringBody
@@ -53,9 +53,15 @@ def report(context: TaskContext, partition: Partition) -> ReportResult:
         links={"ledger": drift[0].id},
     )
     folder = settings.reports / spec.name
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{partition.key.replace(':', '')}.html"
-    path.write_text(html, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"the report at {path} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let "
+            "its folder be written; then it may run again."
+        ) from error
     removed = reports.keep_newest(folder, spec.monitoring.keep_reports)
     return ReportResult(
         path=str(path.relative_to(settings.reports)), removed=tuple(Path(name).name for name in removed)

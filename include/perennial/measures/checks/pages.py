@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import os
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from perennial.errors import StoreError
 from perennial.measures.checks.library import quiet
 from perennial.records import ValidationReport
 
@@ -96,5 +98,13 @@ def _index(suite: str, pages: list[Path]) -> str:
 def _replace(file: Path, text: str) -> None:
     """Write so that a reader sees the old page or the new one, never half of one."""
     draft = file.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise StoreError(
+            f"the Data Docs at {file} could not be written: {error}. Make room on the disk of PERENNIAL_HOME, or let "
+            "its folder be written; then it may run again."
+        ) from error
