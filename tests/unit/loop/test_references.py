@@ -104,9 +104,8 @@ def test_a_single_batch_with_an_alarm_is_no_reference(own_made: MadeModel, world
 def test_a_report_that_cannot_be_written_is_one_sentence(own_made: MadeModel, world: World) -> None:
     made, stores = own_made.varied(monitoring={"reference": "trailing"}), world("champion")
     live(made, stores, range(1))
-    taken = made.settings.reports / "made"
-    taken.parent.mkdir(parents=True, exist_ok=True)
-    taken.write_text("a file where the folder of the reports belongs")
+    # a folder stands where the file belongs
+    (made.settings.reports / "made" / f"{made.day(0).key.replace(':', '')}.html").mkdir(parents=True)
     with pytest.raises(StoreError, match=r"report at .* could not be written.*PERENNIAL_HOME"):
         monitor.report(made.context(stores, made.day(0).end), made.day(0))
 
