@@ -200,3 +200,15 @@ def test_a_rollout_that_has_seen_them_is_no_longer_young(made: MadeModel, world:
     assert lane.occupied_by(later) == "rollout rollout-1"
     monitor.monitor(later, made.day(FIRST))
     assert lane.occupied_by(later) is None
+
+
+def test_the_same_two_versions_in_a_second_rollout_are_paired_once_a_batch(made: MadeModel, world: World) -> None:
+    """Labels of a batch that the first rollout served come in during the second one."""
+    stores = world("canary")
+    rollout.roll_back(made.context(stores, made.day(6).end, "back"), "a person waits")
+    made.open(stores, "2", made.day(6).end, "rollout-2")
+    made.score(stores, made.day(7))
+    made.monitor(stores, made.day(7))
+    paired = stores.ledger.measurements("made", name=Figure.PAIRED_DIFFERENCE, version="2")
+    assert [m.partition for m in paired].count(made.day(6).key) == 1
+    assert stores.ledger.verify("made") > 0

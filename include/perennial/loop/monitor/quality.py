@@ -160,7 +160,8 @@ def _quality_of(context: TaskContext, partition: Partition, label_rows: int) -> 
     spec, runs = context.spec, _runs_of(context, partition.key)
     deployments = [scoring_of(context, partition.key).read(ScoringBody).deployment]
     now = context.stores.ledger.deployment(context.model)
-    if now is not None and now.rollout_id != deployments[0].rollout_id:
+    # a second rollout may be of the same two versions: a figure is taken once
+    if now is not None and now.versions != deployments[0].versions:
         deployments.append(now)
     champions = {deployment.champion for deployment in deployments}
     labels = labels_known(context, partition.start, partition.end)
