@@ -1,10 +1,10 @@
 """`make chaos`: a made model lives through many batches on real parts that are killed, frozen, filled and cut off.
 
-The commands are those that a person types, on a disk lake, a ledger on SQLite or PostgreSQL (`PERENNIAL_TEST_POSTGRES`,
-every other seed) and an MLflow server. At random moments, drawn from the seed, a command is killed or frozen, its disk
-is full (a file has room for so many bytes: that needs no root), or it is typed twice; MLflow is frozen or killed, its
-disk full; MLflow and PostgreSQL refuse, hold or cut connections; SQLite is locked. After every disturbance the
-same command is typed again until it ends well, within few tries.
+The commands are those that a person types, on a lake on disk or S3 (a moto server), a ledger on SQLite or PostgreSQL
+(`PERENNIAL_TEST_POSTGRES`, odd seeds) and an MLflow server. At random moments, drawn from the seed, a command is killed
+or frozen, its disk is full (a file has room for so many bytes: that needs no root), or it is typed twice; MLflow is
+frozen or killed, its disk full; MLflow, PostgreSQL and S3 refuse, hold or cut connections; SQLite is locked. After
+every disturbance the same command is typed again until it ends well, within few tries.
 
 At the end the life is compared with an undisturbed one of the same model: each entity was served exactly once, with the
 same prediction of the version that serves its share, by the same champions and stages in the same order; `perennial
@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "chaos.json"
 #: days between two turns of the concept: a retrain, its rollout and some quiet days fit in
 TURN_DAYS = 14
 FIRST_TURN_DAY = 3
+#: seeds modulo 4 whose lake is on S3: one with each kind of ledger, and the first seed of all
+ON_S3 = (1, 0)
 
 
 @dataclass
@@ -49,7 +52,8 @@ class Lived:
     """One disturbed life."""
 
     seed: int
-    ledger: str
+    #: the kinds of stores, as "S3, PostgreSQL"
+    stores: str
     batches: int
     seconds: float
     story: Story
@@ -73,20 +77,26 @@ def main() -> int:
     arguments.add_argument("--results", type=Path, default=RESULTS, help="where the figures are written")
     arguments.add_argument("--short", action="store_true", help="all commands are disturbed, for a second or so")
     given = arguments.parse_args()
-    lives = []
+    # whoever ends this one by a signal ends its servers and drops its databases with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    lives: list[Lived] = []
     for lived in live(given.seed, given.batches, given.minutes, given.lives, short=given.short):
         lives.append(lived)
-        print(f"seed {lived.seed} on {lived.ledger}: {len(lived.faults)} faults", flush=True)
+        print(f"seed {lived.seed} on {lived.stores}: {len(lived.faults)} faults", flush=True)
         for fault in lived.faults:
             print(f"  {fault}", flush=True)
+        _write(given.results, lives)
     _show(lives)
+    return 1 if any(lived.faults for lived in lives) else 0
+
+
+def _write(file: Path, lives: list[Lived]) -> None:
     content = {
         "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "lives": [lived.shown() for lived in lives],
     }
-    given.results.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
-    return 1 if any(lived.faults for lived in lives) else 0
+    file.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
 
 
 def live(seed: int, batches: int, minutes: float, most: int, *, short: bool = False) -> Iterator[Lived]:
@@ -129,9 +139,11 @@ def _undisturbed(folder: Path, made: Any, batches: int) -> _Undisturbed:
 def _disturbed(
     folder: Path, made: Any, seed: int, batches: int, until: float, undisturbed: _Undisturbed, *, short: bool
 ) -> Lived:
+    # four seeds in a row are the four pairs of stores
     postgres = os.environ.get("PERENNIAL_TEST_POSTGRES") if seed % 2 else None
+    s3 = seed % 4 in ON_S3
     began, wanted = time.monotonic(), undisturbed.remains
-    with _parts(folder, made, postgres, short=short) as parts:
+    with _parts(folder, made, postgres, short=short, s3=s3) as parts:
         life = Life(parts, made, random.Random(seed), undisturbed.usual, short=short)
         lived = life.live(batches, until)
         found = answer(oracle.remains, parts.direct)
@@ -140,7 +152,7 @@ def _disturbed(
         wanted = wanted.until({made.day(number).key for number in range(lived)}, undisturbed.seen[lived - 1])
     return Lived(
         seed=seed,
-        ledger="PostgreSQL" if postgres else "SQLite",
+        stores=f"{'S3' if s3 else 'disk'}, {'PostgreSQL' if postgres else 'SQLite'}",
         batches=lived,
         seconds=round(time.monotonic() - began),
         story=life.story,
@@ -161,9 +173,12 @@ def _looked(life: Life) -> list[str]:
     return faults
 
 
-def _parts(folder: Path, made: Any, postgres: str | None, *, short: bool, plain: bool = False) -> Parts:
+def _parts(
+    folder: Path, made: Any, postgres: str | None, *, short: bool, s3: bool = False, plain: bool = False
+) -> Parts:
     wait = SHORT_LIFE_WAIT_SECONDS if short else WAIT_SECONDS
-    return Parts(folder, made.spec.folder.parent, made.settings.suites, postgres, wait_seconds=wait, plain=plain)
+    models, suites = made.spec.folder.parent, made.settings.suites
+    return Parts(folder, models, suites, postgres, wait_seconds=wait, s3=s3, plain=plain)
 
 
 def _written(folder: Path, batches: int) -> Any:
@@ -185,7 +200,7 @@ def _show(lives: list[Lived]) -> None:
     for lived in lives:
         story = lived.story
         console.print(
-            f"seed {lived.seed}, {lived.ledger}: {lived.batches} batches, {story.commands} commands in {story.tries} "
+            f"seed {lived.seed}, {lived.stores}: {lived.batches} batches, {story.commands} commands in {story.tries} "
             f"tries, at most {story.most_tries} after a disturbance, {lived.versions} versions, {lived.deployments} "
             f"deployments, {lived.seconds:.0f} s: {len(lived.faults)} faults"
         )

@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -81,8 +82,13 @@ def line(record: Record) -> str:
     )
 
 
-def live_all(console: Console, pool: ProcessPoolExecutor, tasks: list[Task], *, log: bool) -> dict[str, Record]:
-    """Every history on its own, over the cores; a life that fails is said, and does not stop the others."""
+def live_all(
+    console: Console, pool: ProcessPoolExecutor, tasks: list[Task], *, log: bool, keep: Callable[[Record], object]
+) -> dict[str, Record]:
+    """Every history on its own, over the cores; a life that fails is said, and does not stop the others.
+
+    `keep` is given each record as its life ends: a run that is stopped after an hour has kept what it lived.
+    """
     futures = {pool.submit(record_of, task): task.history.name for task in tasks}
     found: dict[str, Record] = {}
     for future in as_completed(futures):
@@ -93,6 +99,7 @@ def live_all(console: Console, pool: ProcessPoolExecutor, tasks: list[Task], *, 
             console.print(f"[red]{name}: {type(error).__name__}: {error}[/]")
             continue
         console.print(line(found[name]), markup=False, highlight=False)
+        keep(found[name])
         for entry in (*found[name].loop.get("retrains", ()), *found[name].loop.get("rollouts", ())) if log else ():
             console.print(f"    {entry}", markup=False, highlight=False)
     return {task.history.name: found[task.history.name] for task in tasks if task.history.name in found}
@@ -171,15 +178,24 @@ def main() -> int:
     fits = {"most_fits": QUICK_FITS} if quick else {}
     tasks = [Task(history, rivals=not given.no_rivals, variants=variants, **fits) for history in histories]
     begun = time.monotonic()
+
+    def write(records: dict[str, Record], drift: dict[str, Any] | None) -> dict[str, Any]:
+        results = results_of(file, records, drift, (time.monotonic() - begun) / 60)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        return results
+
+    def keep(record: Record) -> None:
+        if not given.no_rivals:
+            write({record.name: record}, None)
+
     with ProcessPoolExecutor(given.jobs) as pool:
-        records = live_all(console, pool, tasks, log=given.log)
+        records = live_all(console, pool, tasks, log=given.log, keep=keep)
         wants_drift = given.drift == "only" or (given.drift is None and given.only is None and not given.no_rivals)
         drift = faults.measured(pool, quick=quick) if wants_drift else None
     if given.no_rivals:
         return 0
-    file.parent.mkdir(parents=True, exist_ok=True)
-    results = results_of(file, records, drift, (time.monotonic() - begun) / 60)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = write(records, drift)
     decisions.show(console, tables.section(results["records"], results["drift"]))
     console.print(f"{results['minutes']:.1f} minutes; written: {file}")
     return 0

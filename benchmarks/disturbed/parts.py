@@ -1,7 +1,7 @@
 """The real parts that a made model lives on, and how each of them is disturbed.
 
-A disk lake, a ledger on SQLite or PostgreSQL, and an MLflow server; between the commands and the two servers stands a
-relay that can cut them off.
+A lake on disk or S3 (a moto server), a ledger on SQLite or PostgreSQL, and an MLflow server; between the commands and
+each server stands a relay that can cut them off.
 """
 
 from __future__ import annotations
@@ -94,9 +94,17 @@ class Parts:
     """All that one life of a model needs, below one folder."""
 
     def __init__(
-        self, folder: Path, models: Path, suites: Path, postgres: str | None, *, wait_seconds: int, plain: bool = False
+        self,
+        folder: Path,
+        models: Path,
+        suites: Path,
+        postgres: str | None = None,
+        *,
+        wait_seconds: int,
+        s3: bool = False,
+        plain: bool = False,
     ) -> None:
-        """`postgres`: a SQLAlchemy URL of a database from which others may be created; None: SQLite.
+        """`postgres`: a SQLAlchemy URL of a database from which others may be created; None: SQLite. `s3`: not on disk.
 
         `plain`: no servers and nothing to disturb, for the undisturbed life: MLflow on a SQLite file.
         """
@@ -106,6 +114,7 @@ class Parts:
         self.mlflow: Mlflow | None = None
         self.to_mlflow: Relay | None = None
         self.to_ledger: Relay | None = None
+        self.to_lake: Relay | None = None
         tracking = tracking_relayed = f"sqlite:///{self.home / 'mlflow.db'}"
         if not plain:
             self.mlflow = Mlflow(folder / "mlflow")
@@ -117,12 +126,13 @@ class Parts:
         direct = relayed = f"sqlite:///{self.home / 'ledger.db'}"
         if postgres is not None:
             direct, relayed = self._database(postgres)
+        lake, lake_relayed = self._bucket() if s3 else ({}, {})
         _write_key(folder / "heads.pem")
         common = {
             "PERENNIAL_MODELS": str(models),
             "PERENNIAL_SUITES": str(suites),
             "PERENNIAL_HOME": str(self.home),
-            "PERENNIAL_LAKE": str(self.home / "lake"),
+            "PERENNIAL_LAKE": "s3://lake/chaos" if s3 else str(self.home / "lake"),
             "PERENNIAL_HEADS": str(folder / "heads"),
             "PERENNIAL_HEADS_KEY": str(folder / "heads.pem"),
             "PERENNIAL_WAIT_SECONDS": str(wait_seconds),
@@ -130,8 +140,12 @@ class Parts:
             "DO_NOT_TRACK": "1",
         }
         #: what the commands are typed with, and what the oracle looks with
-        self.environment = common | {"PERENNIAL_LEDGER": relayed, "MLFLOW_TRACKING_URI": tracking_relayed}
-        self.direct = common | {"PERENNIAL_LEDGER": direct, "MLFLOW_TRACKING_URI": tracking}
+        self.environment = common | {
+            "PERENNIAL_LEDGER": relayed,
+            "MLFLOW_TRACKING_URI": tracking_relayed,
+            **lake_relayed,
+        }
+        self.direct = common | {"PERENNIAL_LEDGER": direct, "MLFLOW_TRACKING_URI": tracking, **lake}
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +174,15 @@ class Parts:
         relayed = url.set(host="127.0.0.1", port=self.to_ledger.port)
         return tuple(each.render_as_string(hide_password=False) for each in (url, relayed))  # type: ignore[return-value]
 
+    def _bucket(self) -> tuple[dict[str, str], dict[str, str]]:
+        """A new S3: the options that reach it, and those through a relay."""
+        from s3_server import s3_options, s3_server
+
+        port = self._ends.enter_context(s3_server())
+        self.to_lake = Relay(port)
+        self._ends.callback(self.to_lake.close)
+        return s3_options(port), s3_options(self.to_lake.port)
+
     def troubles(self) -> dict[str, Callable[[random.Random], Callable[[], None]]]:
         """What may befall the parts, by name: each begins a trouble and returns what ends it."""
         mlflow, relay = self.mlflow, self.to_mlflow
@@ -174,8 +197,9 @@ class Parts:
                 lambda: mlflow.limit_files(room(draw)), lambda: mlflow.limit_files(resource.RLIM_INFINITY)
             ),
         }
-        relays = {"MLflow": relay, **({"PostgreSQL": self.to_ledger} if self.to_ledger else {})}
-        for name, each in relays.items():
+        for name, each in (("MLflow", relay), ("PostgreSQL", self.to_ledger), ("S3", self.to_lake)):
+            if each is None:
+                continue
             found |= {
                 f"{name} refused": lambda _, each=each: self._begin(each.refuse, each.restore),
                 f"{name} held": lambda _, each=each: self._begin(each.hold, lambda: _let_go(each)),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import s3_server
 import sqlalchemy as sa
 
 from perennial.stores.database import make_engine, metadata, upgrade
@@ -23,43 +24,12 @@ from perennial.stores.memory import MemoryLake, MemoryRegistry, memory_ledger
 from perennial.stores.ports import Lake
 from perennial.stores.registry import MlflowRegistry
 
-#: what AWS needs to talk to the moto server
-_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-
-
-#: a process of its own: deltalake keeps Python's lock while it waits for S3, a server thread beside it would starve
-_MOTO = """
-import threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
-
 
 @pytest.fixture(scope="session")
 def s3_options() -> Iterator[dict[str, str]]:
-    """An S3 of moto on a free loopback port, with one bucket `lake`; the options that reach it."""
-    import boto3
-
-    with subprocess.Popen(
-        [sys.executable, "-c", _MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        options = {**_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true"}
-        client = boto3.client(
-            "s3",
-            endpoint_url=options["AWS_ENDPOINT_URL"],
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-        client.create_bucket(Bucket="lake")
-        client.close()
-        yield options
-        server.kill()
+    """The options that reach an S3 of moto with one bucket, `lake`."""
+    with s3_server.s3_server() as port:
+        yield s3_server.s3_options(port)
 
 
 @pytest.fixture(params=["memory", "disk", "s3"])
