@@ -60,9 +60,10 @@ bench-decisions: setup ## measure how often decisions err, beside the usual rule
 bench-histories: setup ## whole lives under the default policy, beside rivals and an oracle (QUICK=1: few); writes benchmarks/results/histories.json
 	$(PYTHON_IN_VENV) benchmarks/histories.py
 
-chaos: setup ## kill single commands (KILLS=5 of each), then disturb whole lives (MINUTES=20, SEED=1, BATCHES=300), and compare
+chaos: setup ## kill single commands (KILLS=5 of each), disturb whole lives (MINUTES=20, SEED=1, BATCHES=60), then the stack of `make up`
 	$(PYTHON_IN_VENV) benchmarks/kills.py --writes --kills $(or $(KILLS),5)
-	$(PYTHON_IN_VENV) benchmarks/chaos.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) --batches $(or $(BATCHES),300)
+	$(PYTHON_IN_VENV) benchmarks/chaos.py --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) --batches $(or $(BATCHES),60)
+	$(PYTHON_IN_VENV) benchmarks/chaos_stack.py --seed $(or $(SEED),1)
 
 lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1: with newer versions)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(firstword $(wildcard $(VENV)/tools/bin/uv) uv) pip compile --quiet --universal \

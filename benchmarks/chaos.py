@@ -71,7 +71,7 @@ def main() -> int:
     """Live, disturb, compare, print. The exit code is 1 where anything differs."""
     arguments = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     arguments.add_argument("--seed", type=int, default=1, help="of the first life; the next ones count on")
-    arguments.add_argument("--batches", type=int, default=300, help="of each life")
+    arguments.add_argument("--batches", type=int, default=60, help="of each life")
     arguments.add_argument("--minutes", type=float, default=20, help="no life begins after that, and none goes on")
     arguments.add_argument("--lives", type=int, default=1000, help="at most so many")
     arguments.add_argument("--results", type=Path, default=RESULTS, help="where the figures are written")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import resource
 import shutil
+import signal
+import tempfile
 import time
 import uuid
 from dataclasses import replace
@@ -417,6 +421,53 @@ def test_a_description_that_names_a_file_outside_of_the_artifact_is_refused(brok
     YAML().dump(described, broken / "MLmodel")
     with pytest.raises(UntrustedType, match="outside of the artifact"):
         load_model(broken, TRUSTED_TYPES, what="version 1 of 'm'", source="s", digest=digest_folder(broken))
+
+
+class NoFolder:
+    """A temporary folder that cannot be made."""
+
+    def __init__(self, **_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+
+class SmallFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder in which no file may be written; the limit is the process's, as a quota is."""
+
+    def __enter__(self) -> str:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._before[1]))
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+        super().__exit__(*error)
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (NoFolder, r"^the temporary folder .* No usable .* TMPDIR"),
+        (SmallFolder, r"^a disk of this machine has no room"),
+    ],
+)
+def test_a_temporary_folder_that_cannot_be_used_is_not_blamed_on_mlflow(
+    mlflow_registry: MlflowRegistry, run: TrainingRun, monkeypatch: pytest.MonkeyPatch, folder: Any, said: str
+) -> None:
+    logged = mlflow_registry.log_run(run)
+    version = mlflow_registry.register(run.spec.name, logged.run_id, {}).version
+    other = replace(run, link=RunLink("another"))
+    for ask in (
+        lambda: mlflow_registry.log_run(other),
+        lambda: mlflow_registry.profile(run.spec.name, version),
+        lambda: mlflow_registry.load(run.spec.name, version, digest=logged.artifact_digest),
+    ):
+        monkeypatch.setattr(tempfile, "TemporaryDirectory", folder)
+        with pytest.raises(RegistryError, match=said):
+            ask()
+        monkeypatch.undo()
+        # with room, the same call ends well
+        ask()
 
 
 @pytest.fixture

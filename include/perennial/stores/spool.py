@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.errors import LakeError
+from perennial.stores.scratch import scratch_folder, unusable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_KEPT = "rows are kept there on their way into the lake"
 
 
 class Counted:
@@ -59,9 +61,9 @@ def spooled(schema: pa.Schema, batches: Counted) -> Iterator[Path]:
 
     rows = iter(batches)
     with ExitStack() as opened:
+        folder = opened.enter_context(scratch_folder(LakeError, _KEPT))
         with _temporary():
-            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="perennial-"))
-            spool = Path(folder) / "rows.arrow"
+            spool = folder / "rows.arrow"
             sink = opened.enter_context(pa.OSFile(str(spool), "wb"))
             writer = pa.ipc.new_stream(sink, schema)
         for batch in rows:
@@ -79,10 +81,7 @@ def _temporary() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LakeError(
-            f"the temporary folder {tempfile.tempdir or 'of this machine'} cannot hold the rows on their way into the "
-            f"lake: {error}. Make room there, or name another one in TMPDIR."
-        ) from error
+        raise LakeError(unusable(_KEPT, error)) from error
 
 
 @contextmanager

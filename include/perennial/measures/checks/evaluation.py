@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,9 +15,6 @@ from perennial.measures.checks import library
 from perennial.measures.checks.pages import write_pages
 from perennial.measures.checks.suite import Suite, columns_of, fill_bounds, judged_columns
 from perennial.records import CheckFailure, Json, ValidationReport
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: What can be said of a column that holds nothing but nulls.
 _ABOUT_NULLS = {
@@ -40,7 +37,7 @@ def validate(
     """Evaluate every expectation of the suite on the batch.
 
     Args:
-        batch: all rows of one partition; held in memory once more as pandas.
+        batch: all rows of one partition; a few columns of a chunk at a time are copied to pandas.
         suite: from `load_suite`.
         name: `<model>/<partition key>`; the last part names the page in `docs`.
         min_rows: fewer rows are a critical failure.
@@ -65,9 +62,8 @@ def validate(
             "Run `perennial check`, then mend the suite or the source."
         )
     expectations = _for_this_batch(suite, parameters or {})
-    frame = batch.to_pandas(split_blocks=True)
-    evaluated = library.evaluate(frame, expectations, suite.file)
-    _refuse_errors(frame, suite, expectations, evaluated)
+    evaluated = library.evaluate(batch, expectations, suite.file)
+    _refuse_errors(batch, suite, expectations, evaluated)
     failures += _failures(batch, expectations, evaluated)
     report = ValidationReport(
         suite.name, suite.digest, batch.num_rows, in_file, len(evaluated.results), tuple(failures)
@@ -96,11 +92,12 @@ def _for_this_batch(suite: Suite, moments: Mapping[str, datetime]) -> list[dict[
         raise SuiteError(f"{suite.file}: {error}") from None
 
 
-def _refuse_errors(frame: pd.DataFrame, suite: Suite, expectations: list[dict[str, Json]], evaluated: Any) -> None:
+def _refuse_errors(batch: pa.Table, suite: Suite, expectations: list[dict[str, Json]], evaluated: Any) -> None:
     """An expectation that raised says nothing about the batch: neither that it holds nor that it fails."""
     for expectation, result in zip(expectations, evaluated.results, strict=True):
         if error := library.raised(result.exception_info):
-            types = {name: str(frame[name].dtype) for name in columns_of(expectation["kwargs"]) if name in frame}
+            named = [name for name in columns_of(expectation["kwargs"]) if name in batch.schema.names]
+            types = {name: str(batch.schema.field(name).type) for name in named}
             raise SuiteError(
                 f"{suite.file}: {expectation['type']} on {types} could not be evaluated: {error}. "
                 "Mend its arguments, or the column's type in the source."

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial.errors import ArtifactBroken, ArtifactMissing, RegistryError, RegistryUnavailable
@@ -25,6 +23,7 @@ from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import TRUSTED_TYPES, load_model
 from perennial.stores.registry.connection import Connection
 from perennial.stores.registry.runs import PREFIX, write_run
+from perennial.stores.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,10 +94,10 @@ class MlflowRegistry:
             ArtifactMissing: there is no such file.
             ArtifactBroken: it does not hold such a record.
         """
-        with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+        with scratch_folder(RegistryError, f"{name} of run {run_id} is copied there") as scratch:
             with self._mlflow.asking(f"find the run {run_id}"):
                 root = self._client.get_run(run_id).info.artifact_uri
-            file = self._mlflow.download(f"{root}/{name}", Path(scratch), f"{name} of run {run_id}")
+            file = self._mlflow.download(f"{root}/{name}", scratch, f"{name} of run {run_id}")
             if not file.is_file():
                 raise ArtifactMissing(f"run {run_id} has no {name} at {root}. Train again.")
             try:
@@ -153,8 +152,8 @@ class MlflowRegistry:
         """
         source = self._registered_version(model, version).source
         what = f"version {version} of {model!r}"
-        with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
-            folder = self._mlflow.download(source, Path(scratch), what)
+        with scratch_folder(RegistryError, f"{what} is copied there") as scratch:
+            folder = self._mlflow.download(source, scratch, what)
             return load_model(folder, self._trust(model), what=what, source=source, digest=digest)
 
     def profile(self, model: str, version: str) -> Profile:

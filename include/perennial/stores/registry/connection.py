@@ -15,6 +15,7 @@ from perennial.errors import ArtifactMissing, RegistryError, RegistryUnavailable
 from perennial.stores.database import WAIT_SECONDS, patience
 from perennial.stores.registry.artifacts import is_absence
 from perennial.stores.registry.database import broken, make_database
+from perennial.stores.scratch import without_room
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,6 +81,12 @@ class Connection:
         except (MlflowException, requests.RequestException, sa.exc.SQLAlchemyError, OSError) as error:
             if problem := broken(self.uri):
                 raise RegistryError(problem) from error
+            if full := without_room(error):
+                raise RegistryError(
+                    f"a disk of this machine has no room ({what}): {full}. Make room in the temporary folder "
+                    f"({os.environ.get('TMPDIR') or 'TMPDIR is not set'}), and where MLflow keeps its files if that is "
+                    "here; then run it again."
+                ) from error
             cause: BaseException | None = error
             while cause is not None:
                 if isinstance(cause, (requests.RequestException, sa.exc.OperationalError)):

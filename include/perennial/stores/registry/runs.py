@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from perennial.errors import RegistryError
 from perennial.records import Snapshot, canonical, digest, to_json
 from perennial.stores.ports import LoggedRun, TrainingRun
 from perennial.stores.registry.artifacts import digest_folder, save_model
+from perennial.stores.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +48,9 @@ def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, 
     experiment = _experiment(client, run.spec.name, artifacts)
     if earlier := _complete_run(client, experiment, run.link.run_id):
         return earlier
-    with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+    with scratch_folder(RegistryError, f"the run of {run.spec.name!r} is written there") as scratch:
         # saved first: an estimator that cannot be trusted leaves no run behind
-        model = Path(scratch) / "model"
+        model = scratch / "model"
         save_model(run, model, trusted)
         started = client.create_run(experiment, run_name=run.link.run_id, tags=_tags_of(run))
         run_id = str(started.info.run_id)
@@ -60,7 +61,7 @@ def write_run(client: MlflowClient, run: TrainingRun, *, artifacts: str | None, 
         _log_numbers(client, run_id, run.params, run.metrics, run.snapshot)
         _log_lineage(client, run_id, run)
         _log_trials(client, experiment, run_id, run)
-        files = Path(scratch) / "files"
+        files = scratch / "files"
         _write_files(run, files)
         client.log_artifacts(run_id, str(files))
     # the last write: a run that is FINISHED is complete
