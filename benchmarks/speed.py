@@ -12,10 +12,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -53,10 +54,17 @@ class Sizes:
     big: int
     repeats: int
     models: tuple[int, ...]
+    #: rows of the batch that is taken through the steps of production
+    batches: tuple[int, ...]
 
 
-FULL = Sizes(small=1_000_000, big=10_000_000, repeats=3, models=(2, 10, 100))
-QUICK = Sizes(small=300_000, big=600_000, repeats=1, models=(2, 10))
+FULL = Sizes(small=1_000_000, big=10_000_000, repeats=3, models=(2, 10, 100), batches=(100_000, 1_000_000))
+#: with FULL=1: ten million rows a batch take half an hour
+FULLEST = replace(FULL, batches=(*FULL.batches, 10_000_000))
+QUICK = Sizes(small=300_000, big=600_000, repeats=1, models=(2, 10), batches=(50_000,))
+#: what the DAGs' tasks call for each batch, and the share of the usual job's seconds that all of them may take
+STEPS = ("validate", "score", "monitor")
+WHOLE_BATCH = {1_000_000: 0.35, 10_000_000: 0.25}
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,41 @@ def drift(bench: Runner) -> Iterator[Line]:
         result=f"{usual_seconds / median(page['seconds']):.0f}x",
         target="",
         met=None,
+    )
+
+
+def steps(bench: Runner) -> Iterator[Line]:
+    """A whole batch through the steps that the DAGs' tasks call, beside the usual job on the same rows."""
+    for rows in bench.sizes.batches:
+        for estimator in ("trees", "linear"):
+            folder = bench.folder / f"steps_{estimator}_{rows}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            bench.case(f"make {rows:,} rows, {estimator}", "steps.py", "prepare", folder, rows, estimator)
+            ours = {s: bench.case(f"{s}, {rows:,} rows, {estimator}", "steps.py", s, folder, rows) for s in STEPS}
+            usual = {
+                s: bench.case(f"{s}, {rows:,} rows, {estimator}, usual", "steps.py", "usual", s, folder, rows)
+                for s in STEPS
+            }
+            for step in STEPS:
+                yield _beside(f"{step}, {rows:,} rows, {estimator}", [ours[step]], [usual[step]], None)
+            whole = WHOLE_BATCH.get(rows)
+            yield _beside(f"whole batch, {rows:,} rows, {estimator}", [*ours.values()], [*usual.values()], whole)
+            shutil.rmtree(folder)
+
+
+def _beside(subject: str, ours: list[dict[str, Any]], usual: list[dict[str, Any]], most: float | None) -> Line:
+    """Seconds and the highest peak of both; `most`: the share of the usual seconds that ours may take."""
+    seconds = [sum(case["seconds"][0] for case in side) for side in (ours, usual)]
+    peaks = [max(case["peak_bytes"] for case in side) / 1e9 for side in (ours, usual)]
+    share = seconds[0] / seconds[1]
+    return Line(
+        subject=subject,
+        ours=f"{seconds[0]:.1f} s, {peaks[0]:.2f} GB",
+        usual=f"{seconds[1]:.1f} s, {peaks[1]:.2f} GB",
+        result=f"{share:.2f} of the usual seconds",
+        target="" if most is None else f"<= {most}",
+        met=None if most is None else share <= most,
     )
 
 
@@ -260,7 +303,7 @@ def measure(sizes: Sizes, *, folder: Path, date: str, quick: bool, console: Cons
     bench = Runner(folder, sizes, console)
     bench.case("make rows and models", "rows.py", folder, sizes.small, sizes.big, *sizes.models)
     lines: list[Line] = []
-    for part in (drift, parsing, tasks):
+    for part in (steps, drift, parsing, tasks):
         lines += part(bench)
     console.print(table(lines))
     return {**found, "lines": [asdict(line) for line in lines], "cases": bench.cases}
@@ -279,7 +322,8 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     # a fixed width, so that the table is whole in a log file too
     console = Console(width=180)
-    results = measure(QUICK if quick else FULL, folder=home, date=options.date, quick=quick, console=console)
+    sizes = QUICK if quick else FULLEST if os.environ.get("FULL", "") not in {"", "0"} else FULL
+    results = measure(sizes, folder=home, date=options.date, quick=quick, console=console)
     file = home / "speed_quick.json" if quick else RESULTS / "speed.json"
     file.parent.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as unfinished:

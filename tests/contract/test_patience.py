@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from perennial.errors import LakeError, LedgerError, RegistryUnavailable
 from perennial.settings import Settings
 from perennial.stores.database import make_engine, upgrade
+from perennial.stores.heads import read_heads
 from perennial.stores.lake import DeltaLake
 from perennial.stores.ledger import SqlLedger
 from perennial.stores.open import _s3_options
@@ -72,6 +73,19 @@ def test_an_s3_that_does_not_answer_is_named(
     lake = DeltaLake("s3://lake", _s3_options(Settings(wait_seconds=SHORT)))
     with pytest.raises(LakeError, match="'accepted' of 'made' at s3://lake/made/accepted"):
         lake.append("accepted", "made", rows(), transaction="1")
+
+
+@pytest.mark.parametrize("port", ["silent", "closed"])
+@pytest.mark.usefixtures("began")
+def test_a_place_of_heads_on_s3_that_does_not_answer_is_named(
+    port: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://127.0.0.1:{request.getfixturevalue(port)}"
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LedgerError, match=r"heads at s3://heads \(PERENNIAL_HEADS\)"):
+        read_heads("s3://heads", (), SHORT)
 
 
 @pytest.mark.parametrize("port", ["silent", "closed"])

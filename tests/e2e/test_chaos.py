@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.e2e,
-    # a life on real stores: what is disturbed depends on time, and not enough of them have been lived to be sure of it
-    pytest.mark.skipif(
-        "PERENNIAL_TEST_CHAOS" not in os.environ, reason="PERENNIAL_TEST_CHAOS is not set: a life takes minutes"
-    ),
-]
+pytestmark = pytest.mark.e2e
 
 
 def test_a_disturbed_life_ends_as_an_undisturbed_one(project: Path, tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ def verify(
     With `--against` also a chain that was cut off, emptied or forged as a whole is found; PERENNIAL_HEADS_KEY names the
     key, or after a change of it a file with the public halves of all that have signed.
     """
+    from perennial.settings import Settings
     from perennial.stores.heads import public_keys, read_heads
 
-    heads = () if against is None else read_heads(against, public_keys(_heads_key()))
+    heads = () if against is None else read_heads(against, public_keys(_heads_key()), Settings().wait_seconds)
     wanted = tuple(head for head in heads if model in {None, head.model})
     checked = shell.stores_now(signs=False).ledger.verify(model, wanted)
     typer.echo(f"{checked} entries{f' of {model}' if model else ''} hold.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,18 +39,20 @@ def collect_labels(context: TaskContext, start: datetime, end: datetime) -> int:
     labels = labels.filter(pc.less_equal(labels["known_at"], pa.scalar(context.as_of, labels["known_at"].type)))
     if labels.num_rows == 0:
         return 0
-    # the same label twice in one delivery is one label
-    labels = labels.group_by(labels.column_names, use_threads=False).aggregate([])
-    _refuse_contradictions(context, labels)
+    entity = list(spec.entity)
+    if not quality.each_once(labels, entity):
+        # the same label twice in one delivery is one label
+        labels = labels.group_by(labels.column_names, use_threads=False).aggregate([])
+        _refuse_contradictions(context, labels)
     present = lake.scan(
         "labels",
         spec.name,
-        columns=[*spec.entity, "known_at", "label"],
+        columns=[*entity, "known_at", "label"],
         since=spec.schedule.key_at(start),
         before=bound_of(spec, end),
     ).read_all()
     if present.num_rows:
-        labels = _news(labels, present, list(spec.entity))
+        labels = _news(labels, present, entity)
     if labels.num_rows == 0:
         return 0
     order = [(name, "ascending") for name in (spec.event_time, *spec.entity, "known_at")]
@@ -83,13 +85,31 @@ def _refuse_contradictions(context: TaskContext, labels: pa.Table) -> None:
 def _news(labels: pa.Table, present: pa.Table, entity: list[str]) -> pa.Table:
     """The labels that say something new beside those in the lake; corrections a step after what they correct."""
     keys = [*entity, "known_at"]
-    new = labels.join(present.select(keys), keys=keys, join_type="left anti", use_threads=False)
-    again = labels.join(present.select(keys), keys=keys, join_type="left semi", use_threads=False).to_pandas()
+    whole, labels = labels, _only(labels, present, [*keys, "label"], "left anti")
+    if not quality.each_once(present, entity):
+        # of a label that was corrected, the one before may be delivered again: then it is a correction of that
+        names = quality.entity_names(entity)
+        counted = present.select(entity).rename_columns(names).group_by(names).aggregate([([], "count_all")])
+        corrected = counted.filter(pc.greater(counted["count_all"], 1)).select(names).rename_columns(entity)
+        again = _only(whole, corrected, entity, "left semi")
+        labels = pa.concat_tables([_only(labels, corrected, entity, "left anti"), again])
+    # nearly always there is nothing more to look at: a delivery says again what is there
+    new = _only(labels, present, keys, "left anti")
+    again = _only(labels, present, keys, "left semi").to_pandas()
+    if again.empty:
+        return new
+    present = _only(present, labels.select(entity), entity, "left semi")
     compared = again.merge(_newest_by_moment(present.to_pandas(), again[keys], entity), on=keys)
-    corrected = compared[compared["label"] != compared[_KEPT]]
-    corrected = corrected.assign(known_at=corrected[_KEPT_AT] + _STEP)
-    rows = [pa.Array.from_pandas(corrected[field.name], type=field.type) for field in labels.schema]
-    return pa.concat_tables([new.select(labels.column_names), pa.table(rows, schema=labels.schema)])
+    corrections = compared[compared["label"] != compared[_KEPT]]
+    corrections = corrections.assign(known_at=corrections[_KEPT_AT] + _STEP)
+    rows = [pa.Array.from_pandas(corrections[field.name], type=field.type) for field in labels.schema]
+    return pa.concat_tables([new, pa.table(rows, schema=labels.schema)])
+
+
+def _only(rows: pa.Table, others: pa.Table, keys: list[str], how: Literal["left anti", "left semi"]) -> pa.Table:
+    """The rows whose keys are, or are not, among the others'; the columns as they were."""
+    found: pa.Table = rows.join(others.select(keys), keys=keys, join_type=how, use_threads=False)
+    return found.select(rows.column_names)
 
 
 def _newest_by_moment(present: pd.DataFrame, delivered: pd.DataFrame, entity: list[str]) -> pd.DataFrame:

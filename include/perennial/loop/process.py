@@ -32,8 +32,19 @@ def has_died(process: str) -> bool:
         return False
     try:
         return _start(int(pid)) != start
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return not _answers(int(pid))
+
+
+def _answers(pid: int) -> bool:
+    """Whether there is such a process, where /proc hides those of other users (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
+    return True
 
 
 def _here() -> str:

@@ -19,7 +19,6 @@ from perennial.records import Calibration, LossBin, LossSum, PairedSum
 
 Floats = npt.NDArray[np.float64]
 Values = npt.ArrayLike
-
 #: Probabilities are clipped to [1e-6, 1 - 1e-6], so one row costs 13.8 at most: a single confident mistake cannot
 #: outvote a batch, and loss differences keep a variance that the tests can use. Both versions are clipped alike.
 CLIP = 1e-6
@@ -31,6 +30,13 @@ CLIP = 1e-6
 def entity_names(entity: Sequence[str]) -> list[str]:
     """Names of the entity's columns that none of ours can have: a team may call its own `row` or `left`."""
     return [f"entity {number}" for number in range(len(entity))]
+
+
+def each_once(rows: pa.Table, entity: Sequence[str]) -> bool:
+    """Whether no entity stands twice in the rows."""
+    if len(entity) == 1:
+        return bool(pc.count_distinct(rows[entity[0]], mode="all").as_py() == rows.num_rows)
+    return bool(len(rows.select([*entity]).group_by([*entity]).aggregate([])) == rows.num_rows)
 
 
 def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> pa.Table:
@@ -51,8 +57,8 @@ def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> 
         TimeZoneMismatch: `known_at` or `as_of` is naive.
         NullLabel: a label known by `as_of` is null or NaN.
     """
-    if not labels.schema.names:
-        return labels  # the lake's way to say that no label was ever written
+    if not labels.schema.names:  # the lake's way to say that no label was ever written
+        return labels
     _need(labels, [*entity, "label", "known_at"], "labels")
     known_type = labels.schema.field("known_at").type
     if as_of.tzinfo is None or not pa.types.is_timestamp(known_type) or known_type.tz is None:
@@ -63,10 +69,12 @@ def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> 
     known = labels.filter(pc.less_equal(labels["known_at"], pa.scalar(as_of, type=known_type)))
     _refuse_null_labels(known, entity)
     names = entity_names(entity)
-    keys = known.select([*entity]).rename_columns(names)
+    keys, in_order = known.select([*entity]).rename_columns(names), [(name, "ascending") for name in names]
+    if each_once(known, entity):
+        return known.take(pc.sort_indices(keys, sort_keys=in_order))
     keys = keys.append_column("known_at", known["known_at"]).append_column("label", known["label"])
     keys = keys.append_column("row", pa.array(np.arange(len(known))))
-    ranked = keys.sort_by([*((c, "ascending") for c in names), ("known_at", "descending"), ("label", "descending")])
+    ranked = keys.sort_by([*in_order, ("known_at", "descending"), ("label", "descending")])
     first = ranked.group_by(names, use_threads=False).aggregate([("row", "first")])
     return known.take(first["row_first"])
 
@@ -91,9 +99,9 @@ def join(predictions: pa.Table, labels: pa.Table, entity: Sequence[str]) -> pa.T
     left, right = _keys(predictions, entity), _keys(labels, entity, like=predictions)
     names = entity_names(entity)
     left, right = left.rename_columns(names), right.rename_columns(names)
-    if (distinct := len(right.group_by(names).aggregate([]))) < len(right):
+    if not each_once(right, names):
         raise DuplicateEntity(
-            f"labels: {len(right)} rows for {distinct} entities by {list(entity)}. Resolve the labels before joining."
+            f"labels: an entity stands twice in {len(right)} rows by {list(entity)}. Resolve the labels before joining."
         )
     left = left.append_column("left", pa.array(np.arange(len(left))))
     right = right.append_column("right", pa.array(np.arange(len(right))))

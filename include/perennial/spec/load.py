@@ -89,13 +89,15 @@ def load_spec_of(name: str, environment: Mapping[str, str] = os.environ) -> Mode
     Raises:
         SpecError: its spec is bad, or there is none; the nearest name is offered.
     """
-    good, bad = load_specs(environment)
-    if name in good:
-        return good[name]
-    for file, error in bad.items():
-        if file.parent.name == name:
-            raise error
-    raise unknown_model(name, [*good, *(file.parent.name for file in bad)])
+    # a spec bears its folder's name: of a thousand models one file is read
+    files = spec_files(environment)
+    problem: SpecError | None = None
+    for file in (file for file in files if file.parent.name == name):
+        try:
+            return load_spec(file)
+        except SpecError as error:
+            problem = problem or error
+    raise problem or unknown_model(name, [file.parent.name for file in files])
 
 
 def unknown_model(name: str, models: list[str]) -> SpecError:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from perennial.errors import LedgerError, LedgerTampered
 from perennial.records import LedgerEntry, SignedHead, canonical, from_json, to_json
+from perennial.stores.database import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -28,9 +29,13 @@ _EXISTS = frozenset({"PreconditionFailed", "412"})
 class Heads:
     """Signs a head after every entry, and keeps it at a place."""
 
-    def __init__(self, place: str, key: Path) -> None:
-        """Args: `place` is a folder or s3://bucket/prefix; `key` a PEM file with an Ed25519 private key."""
+    def __init__(self, place: str, key: Path, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Args: `place` is a folder or s3://bucket/prefix; `key` a PEM file with an Ed25519 private key.
+
+        `wait_seconds`: after so long a silent S3 is an error.
+        """
         self._place = place.rstrip("/")
+        self._wait_seconds = wait_seconds
         self._key = private_key(key)
 
     def keep(self, entry: LedgerEntry) -> None:
@@ -42,7 +47,7 @@ class Heads:
         """
         head = signed(entry, self._key)
         name, text = f"{entry.model}/{entry.seq:09d}.json", f"{canonical(to_json(head))}\n"
-        earlier = _write_once(self._place, name, text)
+        earlier = _write_once(self._place, name, text, self._wait_seconds)
         if earlier is not None and _hash_in(earlier) != entry.hash:
             raise LedgerTampered(
                 f"ledger of {entry.model!r}: entry seq {entry.seq} is {entry.hash}, but {self._place}/{name} holds "
@@ -57,15 +62,17 @@ def signed(entry: LedgerEntry, key: Ed25519PrivateKey) -> SignedHead:
     return replace(head, signature=key.sign(_message(head)).hex())
 
 
-def read_heads(place: str, keys: Sequence[Ed25519PublicKey]) -> tuple[SignedHead, ...]:
-    """All heads at a place: a file of them, a folder, or s3://bucket/prefix.
+def read_heads(
+    place: str, keys: Sequence[Ed25519PublicKey], wait_seconds: float = WAIT_SECONDS
+) -> tuple[SignedHead, ...]:
+    """All heads at a place: a file of them, a folder, or s3://bucket/prefix, which may be silent for so long.
 
     Raises:
         LedgerError: there are none, or the place cannot be read.
         LedgerTampered: one is signed with none of the keys.
     """
     heads = []
-    for where, line in _lines(place):
+    for where, line in _lines(place, wait_seconds):
         try:
             head = from_json(SignedHead, json.loads(line))
             is_ours = any(_has_signed(key, head) for key in keys)
@@ -162,14 +169,14 @@ def _message(head: SignedHead) -> bytes:
     return canonical({"model": head.model, "seq": head.seq, "hash": head.hash}).encode()
 
 
-def _write_once(place: str, name: str, text: str) -> str | None:
+def _write_once(place: str, name: str, text: str, wait_seconds: float) -> str | None:
     """Write an object that is not there yet; the content of the one that is."""
     try:
         if not place.startswith("s3://"):
             file = Path(place) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             return _link_once(file, text)
-        return _put_once(place, name, text)
+        return _put_once(place, name, text, wait_seconds)
     except OSError as error:
         raise LedgerError(_unreachable(place, error)) from error
 
@@ -196,13 +203,12 @@ def _hash_in(text: str) -> str | None:
     return found.get("hash") if isinstance(found, dict) else None
 
 
-def _put_once(place: str, name: str, text: str) -> str | None:
-    import boto3
+def _put_once(place: str, name: str, text: str, wait_seconds: float) -> str | None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     parts = urlsplit(place)
     key = "/".join(filter(None, [parts.path.strip("/"), name]))
-    client = boto3.client("s3")
+    client = _s3(wait_seconds)
     try:
         client.put_object(Bucket=parts.netloc, Key=key, Body=text.encode(), IfNoneMatch="*")
     except ClientError as error:
@@ -216,11 +222,22 @@ def _put_once(place: str, name: str, text: str) -> str | None:
     return None
 
 
-def _lines(place: str) -> Iterator[tuple[str, str]]:
+def _s3(wait_seconds: float) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # by itself it waits a minute for each of five tries; two tries share the time
+    patience = Config(
+        connect_timeout=wait_seconds / 3, read_timeout=wait_seconds / 2, retries={"total_max_attempts": 2}
+    )
+    return boto3.client("s3", config=patience)
+
+
+def _lines(place: str, wait_seconds: float) -> Iterator[tuple[str, str]]:
     """Where each head stands, and its text."""
     try:
         if place.startswith("s3://"):
-            yield from _objects(place)
+            yield from _objects(place, wait_seconds)
             return
         root = Path(place)
         for file in [root] if root.is_file() else sorted(root.rglob("*.json")):
@@ -230,12 +247,11 @@ def _lines(place: str) -> Iterator[tuple[str, str]]:
         raise LedgerError(_unreachable(place, error)) from error
 
 
-def _objects(place: str) -> Iterator[tuple[str, str]]:
-    import boto3
+def _objects(place: str, wait_seconds: float) -> Iterator[tuple[str, str]]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     parts = urlsplit(place)
-    client = boto3.client("s3")
+    client = _s3(wait_seconds)
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=parts.netloc, Prefix=parts.path.strip("/"))
         for found in (found for page in pages for found in page.get("Contents", [])):

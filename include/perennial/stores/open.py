@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from perennial.errors import LakeError, LedgerError, RegistryError
-from perennial.spec import load_specs
+from perennial.errors import LakeError, LedgerError, RegistryError, SpecError
+from perennial.spec import load_spec_of
 from perennial.stores.database import checked_url, make_engine, upgrade
 from perennial.stores.lake import DeltaLake
 from perennial.stores.ledger import SqlLedger
@@ -65,7 +65,7 @@ def heads_of(settings: Settings) -> Heads | None:
             f"PERENNIAL_HEADS is {settings.heads}, but PERENNIAL_HEADS_KEY names no key to sign with. Make one with "
             "`openssl genpkey -algorithm ed25519 -out heads.pem`."
         )
-    return Heads(settings.heads, settings.heads_key)
+    return Heads(settings.heads, settings.heads_key, settings.wait_seconds)
 
 
 def _check_addresses(settings: Settings) -> None:
@@ -135,5 +135,7 @@ def _s3_options(settings: Settings) -> dict[str, str]:
 
 def _trusted_types(settings: Settings, model: str) -> tuple[str, ...]:
     """The types that a person allowed in the model's reviewed spec; none where there is no such spec."""
-    good, _ = load_specs(settings.environment)
-    return good[model].training.trusted_types if model in good else ()
+    try:
+        return load_spec_of(model, settings.environment).training.trusted_types
+    except SpecError:
+        return ()

@@ -231,6 +231,32 @@ def test_a_correction_with_the_same_known_at_is_taken_and_the_latest_delivery_wi
     assert rows == [400, 800, 1200, 1200]
 
 
+def test_a_label_that_is_delivered_as_it_was_before_its_correction_is_a_correction_again(
+    own_made: MadeModel, world: World
+) -> None:
+    """The lake holds exactly what comes, and holds a newer label of that entity too."""
+    stores, day = world("champion"), own_made.day(0)
+    made_context = own_made.context(stores, day.end + DAY)
+    first = truth(own_made, day)[:3]
+    row, label, known_at = first[1]
+    other = (row, 1 - label, known_at)
+    for labels, added in (
+        (first, 3),
+        ([first[0], other, first[2]], 1),
+        (first, 1),
+        (first, 0),
+        ([first[0], other], 1),
+    ):
+        deliver(own_made, day, labels)
+        assert collect_labels(made_context, day.start, day.end) == added
+    known = {r["event_id"]: r["label"] for r in labels_known(made_context, day.start, day.end).to_pylist()}
+    assert known == {
+        first[0][0]["event_id"]: first[0][1],
+        row["event_id"]: 1 - label,
+        first[2][0]["event_id"]: first[2][1],
+    }
+
+
 @pytest.mark.parametrize("name", ["row", "kept", "kept_at", "named", "count_all"])
 def test_an_entity_column_may_have_any_name(own_made: MadeModel, world: World, name: str) -> None:
     made, stores = renamed_entity(own_made, name), world("empty")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from made_model import DAY, MadeModel
 
 from perennial.errors import LeaseTaken
-from perennial.loop import drift_sensor, retrain, rollout, turn, watch
+from perennial.loop import drift_sensor, process, retrain, rollout, turn, watch
 from perennial.loop.process import has_died, own_process
 from perennial.loop.retrain import lease as lease_file
 from perennial.model import training
@@ -157,11 +157,25 @@ def test_a_killed_process_is_known_to_have_died() -> None:
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        process = child.stdout.readline().strip()
-        assert not has_died(process)
+        named = child.stdout.readline().strip()
+        assert not has_died(named)
         child.kill()
         child.wait()
-        assert has_died(process)
+        assert has_died(named)
+
+
+def test_a_process_that_proc_hides_is_not_taken_for_dead(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mounted with hidepid, /proc does not show the processes of other users."""
+
+    def hidden(pid: int) -> str:
+        raise FileNotFoundError(f"/proc/{pid}/stat")
+
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    gone = f"{own.rsplit('/', 2)[0]}/{child.pid}/1"
+    monkeypatch.setattr(process, "_start", hidden)
+    assert not has_died(own)
+    assert has_died(gone)
 
 
 # --- what stands still -----------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def judge_drift(
     if "prediction" in bins.columns:
         output = Profile(rows=bins.columns["prediction"].rows, columns={"prediction": bins.columns["prediction"]})
         for version in deployment.versions:
-            rows = predictions_of(context, partition, run_id).filter(pc.field("model_version") == version)
+            rows = predictions_of(context, partition, run_id, named=False).filter(pc.field("model_version") == version)
             predictions[version] = profiles.profile(rows.select(["prediction"]).to_reader(), output).columns[
                 "prediction"
             ]
@@ -253,7 +253,7 @@ def _reference_predictions(
         if not context.stores.ledger.entries(context.model, kind=Kind.SCORING, subject=key, newest=1):
             return None
         run_id = scoring_of(context, key).run.run_id
-        scored = predictions_of(context, context.spec.schedule.partition_of_key(key), run_id)
+        scored = predictions_of(context, context.spec.schedule.partition_of_key(key), run_id, named=False)
         tables.append(scored.filter(pc.field("model_version") == version).select(["prediction"]))
     if sum(table.num_rows for table in tables) != rows:
         return None

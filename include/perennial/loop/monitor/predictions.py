@@ -16,6 +16,9 @@ from perennial.spec import ModelSpec
 if TYPE_CHECKING:
     import pandas as pd
 
+#: the columns that `prediction_values` reads
+PREDICTED = ("prediction", "probabilities")
+
 
 def scoring_of(context: TaskContext, key: str) -> LedgerEntry:
     """The scoring entry of the run that served the partition; where only backfills exist, of the first of them.
@@ -30,10 +33,14 @@ def scoring_of(context: TaskContext, key: str) -> LedgerEntry:
     return next((entry for entry in entries if entry.verdict == Event.SERVED), entries[0])
 
 
-def predictions_of(context: TaskContext, partition: Partition, run_id: str) -> pa.Table:
-    """What one run predicted for a batch: entity, event time, `prediction`, `model_version`; and `probabilities`."""
+def predictions_of(context: TaskContext, partition: Partition, run_id: str, *, named: bool = True) -> pa.Table:
+    """What one run predicted for a batch: entity, event time, `prediction`, `model_version`; and `probabilities`.
+
+    `named`: with entity and event time; they are texts, which cost more than all the rest.
+    """
     spec = context.spec
-    columns = [*dict.fromkeys([*spec.entity, spec.event_time]), "prediction", "model_version", "run_id"]
+    names = dict.fromkeys([*spec.entity, spec.event_time]) if named else ()
+    columns = [*names, "prediction", "model_version", "run_id"]
     if spec.task == "multiclass":
         columns.append("probabilities")
     rows = context.stores.lake.scan(

@@ -15,7 +15,7 @@ from perennial.data.labels import collect_labels, labels_known
 from perennial.errors import ArtifactError
 from perennial.loop import lane
 from perennial.loop.monitor.drift import judge_labels
-from perennial.loop.monitor.predictions import prediction_values, predictions_of, scores, scoring_of
+from perennial.loop.monitor.predictions import PREDICTED, prediction_values, predictions_of, scores, scoring_of
 from perennial.measures import estimates, quality
 from perennial.model.training import constant_predictions
 from perennial.records import (
@@ -172,11 +172,16 @@ def _quality_of(context: TaskContext, partition: Partition, label_rows: int) -> 
     for version, run_id in runs.items():
         scored = due[run_id].filter(pc.equal(due[run_id]["model_version"], version))
         figures.add(Figure.DUE, version, scored.num_rows, scored.num_rows)
-        frame: pd.DataFrame = quality.join(scored, labels, spec.entity).to_pandas()
+        labelled = quality.join(scored, labels, spec.entity)
+        # rows are paired by entity where two versions scored them; one version alone needs no names, which are texts
+        names = list(spec.entity) if len(runs) > 1 else []
+        kept = [*names, *(name for name in (*PREDICTED, "label") if name in labelled.column_names)]
+        frame: pd.DataFrame = labelled.select(list(dict.fromkeys(kept))).to_pandas()
         frame = frame[frame["prediction"].notna()]
         if not frame.empty:
             reference = _reference_of(context, version, needed=version in champions)
-            losses[version] = _add_losses(context, figures, version, frame, reference)
+            lost = _add_losses(context, figures, version, frame, reference)
+            losses[version] = (frame.set_index(names) if names else frame).assign(loss=lost)["loss"]
     for deployment in deployments:
         if deployment.challenger in losses and deployment.champion in losses:
             _add_paired(figures, deployment, losses, partition)
@@ -212,8 +217,8 @@ def _reference_of(context: TaskContext, version: str, *, needed: bool) -> Monito
 
 def _add_losses(
     context: TaskContext, figures: _Figures, version: str, frame: pd.DataFrame, reference: MonitoringReference | None
-) -> pd.Series:
-    """One version's figures on labelled rows; the rows' losses by entity. Without a reference, those that need none."""
+) -> np.ndarray:
+    """One version's figures on labelled rows; the rows' losses. Without a reference, those figures that need none."""
     spec = context.spec
     predicted = prediction_values(spec, frame)
     truth = frame["label"].to_numpy()
@@ -233,7 +238,7 @@ def _add_losses(
         figures.add(Figure.BASELINE_LOSS, version, of_constant.mean(), total.rows)
         figures.add(Figure.BASELINE_DIFFERENCE, version, above.mean, total.rows)
         figures.add(Figure.BASELINE_DIFFERENCE_SQUARED, version, above.total_squared / total.rows, total.rows)
-    return frame.set_index(list(spec.entity)).assign(loss=losses)["loss"]
+    return losses
 
 
 def _add_score_bins(
@@ -270,8 +275,9 @@ def estimate_quality(
 ) -> list[Measurement]:
     """The loss to expect of the champion on this partition, from its holdout: all there is until labels mature."""
     spec, registry, champion = context.spec, context.stores.registry, deployment.champion
-    rows = predictions_of(context, partition, run_id)
-    frame = rows.filter(pc.equal(rows["model_version"], champion)).to_pandas()
+    rows = predictions_of(context, partition, run_id, named=False)
+    rows = rows.filter(pc.equal(rows["model_version"], champion))
+    frame = rows.select([name for name in PREDICTED if name in rows.column_names]).to_pandas()
     frame = frame[frame["prediction"].notna()]
     if frame.empty:
         return []
