@@ -34,9 +34,9 @@ def entity_names(entity: Sequence[str]) -> list[str]:
 
 def each_once(rows: pa.Table, entity: Sequence[str]) -> bool:
     """Whether no entity stands twice in the rows."""
-    if len(entity) == 1:
-        return bool(pc.count_distinct(rows[entity[0]], mode="all").as_py() == rows.num_rows)
-    return bool(len(rows.select([*entity]).group_by([*entity]).aggregate([])) == rows.num_rows)
+    if len(entity) > 1:
+        return len(rows.group_by([*entity]).aggregate([])) == len(rows)
+    return int(pc.count_distinct(rows[entity[0]], mode="all").as_py()) == len(rows)
 
 
 def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> pa.Table:
@@ -70,7 +70,7 @@ def resolve_labels(labels: pa.Table, entity: Sequence[str], as_of: datetime) -> 
     _refuse_null_labels(known, entity)
     names = entity_names(entity)
     keys, in_order = known.select([*entity]).rename_columns(names), [(name, "ascending") for name in names]
-    if each_once(known, entity):
+    if each_once(keys, names):
         return known.take(pc.sort_indices(keys, sort_keys=in_order))
     keys = keys.append_column("known_at", known["known_at"]).append_column("label", known["label"])
     keys = keys.append_column("row", pa.array(np.arange(len(known))))
@@ -101,7 +101,8 @@ def join(predictions: pa.Table, labels: pa.Table, entity: Sequence[str]) -> pa.T
     left, right = left.rename_columns(names), right.rename_columns(names)
     if not each_once(right, names):
         raise DuplicateEntity(
-            f"labels: an entity stands twice in {len(right)} rows by {list(entity)}. Resolve the labels before joining."
+            f"labels: {len(right)} rows for {len(right.group_by(names).aggregate([]))} entities by {list(entity)}. "
+            "Resolve the labels before joining."
         )
     left = left.append_column("left", pa.array(np.arange(len(left))))
     right = right.append_column("right", pa.array(np.arange(len(right))))
@@ -382,9 +383,7 @@ def _multiclass(truth: Values, prediction: Values, classes: Sequence[str]) -> tu
     if bad := sum(name is None or name != name for name in names):  # noqa: PLR0124 - NaN differs from itself
         raise NullLabel(f"{bad} of {len(names)} labels are null or NaN. Leave a row out until its label is known.")
     if strays := sorted({str(name) for name in names} - {*classes}):
-        raise EvidenceError(
-            f"labels {strays[:5]} are not among the classes {list(classes)}. Add them to label.classes."
-        )
+        raise EvidenceError(f"labels {strays[:5]} are not among the classes {[*classes]}. Add them to label.classes.")
     _refuse_bad_predictions(p)
     _refuse_no_probability(p)
     column_of = {name: index for index, name in enumerate(classes)}
