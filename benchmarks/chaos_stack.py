@@ -252,9 +252,9 @@ def main() -> int:
             life.live()
             faults = faults_of(life)
         finally:
+            for name, times in sorted(life.story.items()):
+                print(f"  {name}: {times}", flush=True)
             life.end()
-    for name, times in sorted(life.story.items()):
-        print(f"  {name}: {times}")
     print(f"seed {given.seed}: {given.batches} batches in {time.monotonic() - began:.0f} s, {len(faults)} faults")
     for fault in faults:
         print(f"  {fault}")
