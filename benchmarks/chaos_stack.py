@@ -25,6 +25,7 @@ import urllib.error
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,13 @@ class StackLife:
         self._start()
         begin = made_model.START
         conf = {"reason": "first champion", "as_of": begin.isoformat()}
-        self._send("/api/v2/dags/made_retrain/dagRuns", {"dag_run_id": "first", "logical_date": None, "conf": conf})
+        first = {"dag_run_id": "first", "logical_date": None, "conf": conf}
+        self._wait("Airflow to take the retrain", lambda: self._send("/api/v2/dags/made_retrain/dagRuns", first))
         self._wait("the first champion", lambda: self._states("retrain").get("success"))
         days = [self.made.day(number) for number in range(self.batches)]
         span = {"from_date": days[0].start.isoformat(), "to_date": days[-1].start.isoformat()}
-        self._send("/api/v2/backfills", {"dag_id": "made_score", **span, "max_active_runs": 1})
+        backfill = {"dag_id": "made_score", **span, "max_active_runs": 1}
+        self._wait("Airflow to take the backfill", lambda: self._send("/api/v2/backfills", backfill))
         next_at = time.monotonic() + self.draw.uniform(*BETWEEN)
         while not self._done():
             if time.monotonic() > self.deadline:
@@ -146,9 +149,21 @@ class StackLife:
                 return self.stack.call(path, token=self._token)
             time.sleep(1)
 
-    def _send(self, path: str, body: dict[str, Any]) -> None:
+    def _send(self, path: str, body: dict[str, Any]) -> bool:
+        """Whether Airflow took it, now or before; where it could not, a person would click again."""
         assert self.stack is not None
-        self.stack.call(path, body, self._token)
+        try:
+            self.stack.call(path, body, self._token)
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.CONFLICT:
+                return True
+            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            self.story[f"Airflow answered {error.code}"] += 1
+            return False
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+        return True
 
     # --- what has happened -----------------------------------------------------------------------------------------
 
@@ -171,12 +186,11 @@ class StackLife:
     def _clear_failed(self) -> None:
         for workflow in WORKFLOWS:
             for run in self._runs(workflow):
-                if run["state"] == "failed":
+                if run["state"] != "failed":
+                    continue
+                again = {"dry_run": False, "only_failed": True, "dag_run_id": run["dag_run_id"]}
+                if self._send(f"/api/v2/dags/made_{workflow}/clearTaskInstances", again):
                     self.story[f"{workflow} run cleared"] += 1
-                    self._send(
-                        f"/api/v2/dags/made_{workflow}/clearTaskInstances",
-                        {"dry_run": False, "only_failed": True, "dag_run_id": run["dag_run_id"]},
-                    )
 
     # --- disturbances ----------------------------------------------------------------------------------------------
 
